@@ -1,0 +1,45 @@
+# Six verbs; each does its own set-up. TORCH pins the wheel that pip takes: on a machine without a
+# GPU, point pip at a CPU build of it beforehand (PIP_EXTRA_INDEX_URL) to save gigabytes.
+PYTHON ?= python3
+TORCH  ?= torch==2.13.0
+BIN    := .venv/bin
+export PYTHONSAFEPATH = 1
+export PIP_DISABLE_PIP_VERSION_CHECK = 1
+
+.PHONY: setup demo test check fmt bench gpu-check
+.DEFAULT_GOAL := test
+
+.venv/.run: pyproject.toml
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/pip install -q "$(TORCH)"
+	$(BIN)/pip install -q -e .
+	touch $@
+
+.venv/.dev: .venv/.run
+	$(BIN)/pip install -q -e ".[test,dev]"
+	touch $@
+
+setup: .venv/.dev
+
+demo: .venv/.run
+	$(BIN)/python examples/role_play_chat.py --demo
+
+test: .venv/.dev check
+	$(BIN)/pytest
+
+check: .venv/.dev
+	$(BIN)/ruff format --check ramify tests examples benchmarks scripts
+	$(BIN)/ruff check ramify tests examples benchmarks scripts
+	$(BIN)/mypy
+	$(BIN)/lint-imports --no-cache
+	$(BIN)/python scripts/size.py --check
+
+fmt: .venv/.dev
+	$(BIN)/ruff format ramify tests examples benchmarks scripts
+	$(BIN)/ruff check --fix ramify tests examples benchmarks scripts
+
+bench: .venv/.dev
+	$(BIN)/python benchmarks/run_all.py
+
+gpu-check: .venv/.dev
+	$(BIN)/pytest -m gpu

@@ -1,0 +1,1 @@
+"""The runtime: messages, scheduling, execution, models. See README.md beside this file."""

@@ -1,0 +1,91 @@
+"""Every option of the engine and of the server: frozen dataclasses from which the CLI is generated.
+
+Names are SGLang's where it has the same option. `resolve` checks what one field cannot know alone.
+"""
+
+from dataclasses import dataclass, field, fields
+from typing import Any
+
+from ramify.srt.errors import ConfigError
+
+DTYPES = ("auto", "bfloat16", "float32")
+LOG_LEVELS = ("debug", "info", "warning", "error")
+
+
+def option(
+    default: Any,
+    help: str,
+    group: str,
+    choices: tuple[str, ...] | None = None,
+) -> Any:
+    """A dataclass field that the CLI turns into `--name` under the heading `group`."""
+    return field(default=default, metadata={"help": help, "group": group, "choices": choices})
+
+
+@dataclass(frozen=True)
+class EngineConfig:
+    """Options of one engine. `model` is an alias, a folder, a hub id, a .gguf file or dummy:CONFIG."""
+
+    model: str = "smollm2"
+    dtype: str = option("auto", "number type of weights and cache", "model", DTYPES)
+    context_length: int | None = option(None, "longest sequence; the model's own if unset", "model")
+    seed: int | None = option(None, "seed for requests that bring none; random if unset", "model")
+    device: str = option("cpu", "where the model runs", "execution", ("cpu",))
+    threads: int | None = option(None, "compute threads; all cores if unset", "execution")
+    attention_backend: str = option(
+        "auto", "attention kernels: C++ or plain torch", "execution", ("auto", "cpu", "reference")
+    )
+    page_size: int = option(16, "tokens in one page of the KV cache", "cache")
+    kv_cache_gb: float = option(1.0, "memory for the KV cache, GiB", "cache")
+    max_total_tokens: int | None = option(
+        None, "KV cache size in tokens, over kv-cache-gb", "cache"
+    )
+    disable_radix_cache: bool = option(False, "never reuse a prefix (to compare)", "cache")
+    chunked_prefill_size: int = option(256, "most tokens computed in one step", "scheduling")
+    max_running_requests: int = option(64, "most requests computed at once", "scheduling")
+    max_queued_requests: int = option(1024, "most requests waiting; more get 503", "scheduling")
+    starvation_bound: int = option(
+        64, "a request is overtaken at most this often before it goes first", "scheduling"
+    )
+
+
+@dataclass(frozen=True)
+class ServeConfig:
+    """Options of the HTTP server."""
+
+    host: str = option("127.0.0.1", "address to listen on", "server")
+    port: int = option(30000, "port to listen on; 0 takes a free one", "server")
+    served_model_name: str | None = option(None, "name clients use; the model's if unset", "server")
+    log_level: str = option("info", "what to log", "server", LOG_LEVELS)
+    max_body_mb: float = option(32.0, "largest request body, MiB", "server")
+    max_batch: int = option(1024, "most prompts in one request", "server")
+    drain_timeout_s: float = option(30.0, "how long to finish requests after SIGTERM", "server")
+
+
+def check_engine(config: EngineConfig) -> None:
+    """Refuse values that cannot work. Raises ConfigError naming the option."""
+    least = {
+        "page_size": 1,
+        "chunked_prefill_size": 1,
+        "max_running_requests": 1,
+        "max_queued_requests": 1,
+        "starvation_bound": 1,
+        "context_length": 2,
+        "max_total_tokens": 2 * config.page_size,
+        "threads": 1,
+    }
+    for name, low in least.items():
+        value = getattr(config, name)
+        if value is not None and value < low:
+            raise ConfigError(f"{name} must be at least {low}, got {value}")
+    if not config.kv_cache_gb > 0:
+        raise ConfigError(f"kv_cache_gb must be more than 0, got {config.kv_cache_gb}")
+    if config.max_running_requests > config.chunked_prefill_size:
+        raise ConfigError(
+            f"chunked_prefill_size ({config.chunked_prefill_size}) must be at least "
+            f"max_running_requests ({config.max_running_requests}): each takes a token of the step"
+        )
+    for item in fields(config):
+        choices = item.metadata.get("choices")
+        if choices and getattr(config, item.name) not in choices:
+            raise ConfigError(f"{item.name} must be one of {', '.join(choices)}")

@@ -1,0 +1,14 @@
+"""The small vocabulary every room of the runtime shares."""
+
+from enum import StrEnum
+from typing import NewType
+
+RequestId = NewType("RequestId", str)
+
+
+class FinishReason(StrEnum):
+    """Why a request ended. `STOP`: an end token, stop id or stop string. `LENGTH`: out of budget."""
+
+    STOP = "stop"
+    LENGTH = "length"
+    ABORT = "abort"

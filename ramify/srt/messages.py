@@ -1,0 +1,182 @@
+"""Everything that crosses a process, and nothing else does: tagged msgpack structs, never pickle.
+
+    frontend --- Hello, Submit, Abort, Flush, Inspect --->  engine
+    frontend <-- Ready, Tokens, Finished, Rejected, Flushed, Inspected ---  engine
+
+Every `Submit` is answered by any number of `Tokens` and then exactly one `Finished` or `Rejected`.
+An engine answers a step with one frame that holds a list of messages. Field order is the wire
+format: append only.
+"""
+
+from array import array
+
+import msgspec
+
+from ramify.srt.sampling_params import SamplingParams
+
+
+class Message(msgspec.Struct, frozen=True, array_like=True, tag=True, gc=False):
+    """Base of everything that crosses a process."""
+
+
+def pack_ids(token_ids: list[int] | tuple[int, ...]) -> bytes:
+    """Token ids as little-endian uint32, 4 bytes each. Raises OverflowError outside 0 .. 2**32 - 1."""
+    return array("I", token_ids).tobytes()
+
+
+def unpack_ids(packed: bytes) -> list[int]:
+    """The inverse of `pack_ids`."""
+    return array("I", packed).tolist()
+
+
+# --- frontend to engine -------------------------------------------------------------------------
+
+
+class Hello(Message, frozen=True):
+    """A frontend asks to be told when the model is ready. Answered by `Ready`."""
+
+
+class Submit(Message, frozen=True):
+    """One sequence to generate. `sampling.n` is 1 here: the frontend has expanded it.
+
+    `logprob_start` is the first prompt position whose log-probability is wanted, -1 for none.
+    Requests of different `namespace`s never share cached tokens.
+    """
+
+    request_id: str
+    token_ids: bytes  # pack_ids of the prompt
+    sampling: SamplingParams
+    namespace: str = ""
+    return_logprob: bool = False
+    logprob_start: int = -1
+    top_logprobs: int = 0
+
+
+class Abort(Message, frozen=True):
+    """End a request now. Unknown or finished ids are ignored."""
+
+    request_id: str
+
+
+class Flush(Message, frozen=True):
+    """Forget every cached prefix. Answered by `Flushed`; refused while requests run or wait."""
+
+    call_id: int
+
+
+class Inspect(Message, frozen=True):
+    """Ask for the engine's state, and for a check of its invariants. Answered by `Inspected`."""
+
+    call_id: int
+
+
+# --- engine to frontend -------------------------------------------------------------------------
+
+
+class ModelInfo(msgspec.Struct, frozen=True):
+    """What a frontend must know of the model to validate requests."""
+
+    vocab_size: int  # width of the logits: the largest id that may be sent is one less
+    context_length: int  # prompt and new tokens together, bounded by the model and by the pool
+    eos_token_ids: tuple[int, ...]
+    dtype: str
+    device: str
+    architecture: str
+    weight_bytes: int
+    kv_pool_tokens: int
+    load_s: float
+
+
+class Ready(Message, frozen=True):
+    """The model is loaded and the engine takes requests."""
+
+    info: ModelInfo
+    pid: int
+
+
+class TokenLogprob(Message, frozen=True):
+    """One token's log-probability under the model's own (unpenalised, untempered) distribution.
+
+    `logprob` is None for the very first prompt token, which nothing predicts.
+    """
+
+    logprob: float | None
+    token_id: int
+    top: list[tuple[float, int]] = []  # (logprob, token id), likeliest first
+
+
+class Tokens(Message, frozen=True):
+    """New tokens of a request. `prompt_logprobs` comes once, with the first of them."""
+
+    request_id: str
+    token_ids: list[int]
+    cached_tokens: int
+    logprobs: list[TokenLogprob] | None = None
+    prompt_logprobs: list[TokenLogprob] | None = None
+
+
+class Finished(Message, frozen=True):
+    """The request is over. `matched` is the end token or stop id that ended it, if one did.
+
+    `ttft_s` and `queue_s` are seconds from arrival to the first token and to the first admission.
+    """
+
+    request_id: str
+    reason: str  # a FinishReason
+    matched: int | None
+    prompt_tokens: int
+    cached_tokens: int
+    completion_tokens: int
+    retractions: int
+    queue_s: float
+    ttft_s: float
+
+
+class Rejected(Message, frozen=True):
+    """The request was not taken. `kind` is the name of a class in `errors`."""
+
+    request_id: str
+    kind: str
+    message: str
+    param: str | None = None
+    code: str | None = None
+
+
+class Flushed(Message, frozen=True):
+    """Answer to `Flush`. `done` is False when requests were running or waiting."""
+
+    call_id: int
+    done: bool
+
+
+class EngineStats(msgspec.Struct, frozen=True):
+    """Counters since the start, and gauges of now."""
+
+    running: int
+    waiting: int
+    pages_total: int
+    pages_free: int
+    pages_evictable: int
+    cached_tokens_held: int  # tokens the tree holds now
+    steps: int
+    prompt_tokens: int
+    cached_tokens: int
+    generated_tokens: int
+    retractions: int
+    evicted_tokens: int
+
+
+class Inspected(Message, frozen=True):
+    """Answer to `Inspect`. `violations` lists broken invariants in words; it is empty when all hold."""
+
+    call_id: int
+    stats: EngineStats
+    violations: list[str]
+
+
+ToEngine = Hello | Submit | Abort | Flush | Inspect
+ToFrontend = Ready | Tokens | Finished | Rejected | Flushed | Inspected
+
+encode = msgspec.msgpack.Encoder().encode
+decode_to_engine = msgspec.msgpack.Decoder(ToEngine).decode
+decode_to_frontend = msgspec.msgpack.Decoder(list[ToFrontend]).decode
