@@ -24,7 +24,7 @@ def option(
 
 @dataclass(frozen=True)
 class EngineConfig:
-    """Options of one engine. `model` is an alias, a folder, a hub id, a .gguf file or dummy:CONFIG."""
+    """Options of one engine. `model`: alias, folder, hub id, GGUF file or dummy:CONFIG."""
 
     model: str = "smollm2"
     dtype: str = option("auto", "number type of weights and cache", "model", DTYPES)

@@ -7,7 +7,7 @@ RequestId = NewType("RequestId", str)
 
 
 class FinishReason(StrEnum):
-    """Why a request ended. `STOP`: an end token, stop id or stop string. `LENGTH`: out of budget."""
+    """Why a request ended. `STOP`: an end token, stop id or string. `LENGTH`: out of budget."""
 
     STOP = "stop"
     LENGTH = "length"

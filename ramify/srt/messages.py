@@ -20,7 +20,7 @@ class Message(msgspec.Struct, frozen=True, array_like=True, tag=True, gc=False):
 
 
 def pack_ids(token_ids: list[int] | tuple[int, ...]) -> bytes:
-    """Token ids as little-endian uint32, 4 bytes each. Raises OverflowError outside 0 .. 2**32 - 1."""
+    """Token ids as little-endian uint32, 4 bytes each. Raises OverflowError outside uint32."""
     return array("I", token_ids).tobytes()
 
 
@@ -167,7 +167,7 @@ class EngineStats(msgspec.Struct, frozen=True):
 
 
 class Inspected(Message, frozen=True):
-    """Answer to `Inspect`. `violations` lists broken invariants in words; it is empty when all hold."""
+    """Answer to `Inspect`. `violations` says in words which invariants are broken."""
 
     call_id: int
     stats: EngineStats
