@@ -1,0 +1,217 @@
+"""A token-granular radix tree over page storage: match, insert, split, lock, evict. Integers only.
+
+A page holds P consecutive positions; position i of a sequence is in its page i // P, slot i % P.
+Every node lists the pages its tokens touch, so a page in which one node ends and the next begins
+is listed by both:
+
+    P = 4     root
+               `- A  positions 0..5   [ t0 t1 t2 t3 | t4 t5 .  .  ]      pages p0 p1
+                   |- B  positions 6..9                [ .  .  t6 t7 | t8 t9 . . ]   p1 p2
+                   `- C  positions 6..7                [ t4 t5 u6 u7 ]               p9
+
+B came from the sequence that wrote p1, so p1 is listed twice. C branched off later: its request
+copied slots 0..1 of p1 into the fresh page p9 (copy-on-write) and went on there.
+
+Rules, kept by `_split` and `insert`, used by `path_pages`, checked by `invariants`:
+ (1) page k of a path belongs to the deepest node on the path that lists page k;
+ (2) a node lists the pages (start // P) .. ((end - 1) // P), each held once by the node;
+ (3) a page is written by one request only, the one that took it; published slots never change;
+ (4) a node's lock count is at least that of each of its children; only unlocked leaves are evicted;
+ (5) the pages of a locked node are pinned, so unlocked pages are what eviction can free.
+"""
+
+import heapq
+from array import array
+from dataclasses import dataclass, field
+
+from ramify.radix_cache.eviction import EvictionKey, NodeStats, lru
+from ramify.radix_cache.key import common_prefix
+from ramify.radix_cache.page_allocator import PageAllocator
+
+
+@dataclass(eq=False, slots=True)
+class Node:
+    """A run of tokens after its parent's. `start` is the position of the first of them."""
+
+    number: int  # creation order: makes the order of evictions total
+    start: int
+    tokens: "array[int]"
+    pages: list[int]
+    parent: "Node | None"
+    stats: NodeStats
+    children: dict[int, "Node"] = field(default_factory=dict)  # by first token
+    locks: int = 0
+    queued: bool = False  # in the eviction heap
+    namespace: str = ""  # of a root
+
+    @property
+    def end(self) -> int:
+        return self.start + len(self.tokens)
+
+
+class RadixTree:
+    """The trees of all namespaces over one set of pages."""
+
+    def __init__(self, pages: PageAllocator, page_size: int, policy: EvictionKey = lru) -> None:
+        self.pages = pages
+        self.page_size = page_size
+        self.roots: dict[str, Node] = {}
+        self.n_tokens = 0  # held by all nodes together
+        self.evicted_tokens = 0  # since the start
+        self._policy = policy
+        self._heap: list[tuple[int, int, Node]] = []  # (key, number, node), keys may be outdated
+        self._nodes_made = 0
+        self._tick = 0
+
+    # --- looking ---------------------------------------------------------------------------------
+
+    def match(self, namespace: str, key: "array[int]", limit: int) -> tuple[Node | None, int]:
+        """(deepest node reached, tokens matched), at most `limit`; the end may be inside the node.
+
+        Changes nothing: no split, no time stamp.
+        """
+        node = self.roots.get(namespace)
+        n = 0
+        while node is not None and n < limit:
+            child = node.children.get(key[n])
+            if child is None:
+                break
+            n += common_prefix(child.tokens, 0, key, n, limit - n)
+            node = child
+            if n < child.end:
+                break
+        return node, n
+
+    def path_pages(self, node: Node, n: int) -> list[int]:
+        """The pages of the first n positions of the path to `node`: rule (1)."""
+        table = [-1] * -(-n // self.page_size)
+        at: Node | None = node
+        filled_from = len(table)  # pages from here on are known
+        while at is not None and filled_from > 0:
+            first = at.start // self.page_size
+            if first < filled_from:
+                table[first:filled_from] = at.pages[: filled_from - first]
+                filled_from = first
+            at = at.parent
+        return table
+
+    # --- growing ---------------------------------------------------------------------------------
+
+    def touch(self, node: Node) -> None:
+        """Mark the path to `node` as used now."""
+        self._tick += 1
+        at: Node | None = node
+        while at is not None:
+            at.stats.last_used = self._tick
+            at.stats.hits += 1
+            at = at.parent
+
+    def ending_at(self, namespace: str, node: Node | None, n: int) -> Node:
+        """The node that ends exactly n tokens deep on the path to `node`, split off if need be."""
+        if node is None:
+            root = self._new(0, array("I"), [], None)
+            root.namespace = namespace
+            return self.roots.setdefault(namespace, root)
+        return self._split(node, n) if n < node.end else node
+
+    def insert(self, namespace: str, key: "array[int]", table: list[int]) -> Node:
+        """Publish the computed sequence `key` whose pages are `table`. Returns the node at its end.
+
+        Where the tree already has the tokens, its own pages stay and `table` is not listed.
+        """
+        matched, n = self.match(namespace, key, len(key))
+        node = self.ending_at(namespace, matched, n)
+        if n < len(key):
+            pages = table[n // self.page_size : -(-len(key) // self.page_size)]
+            for page in pages:
+                self.pages.hold(page)
+            node.children[key[n]] = node = self._new(n, key[n:], pages, node)
+            self.n_tokens += len(node.tokens)
+        self.touch(node)
+        self._offer(node)
+        return node
+
+    def _new(self, start: int, tokens: "array[int]", pages: list[int], parent: Node | None) -> Node:
+        self._nodes_made += 1
+        stats = NodeStats(created=self._tick, last_used=self._tick)
+        return Node(self._nodes_made, start, tokens, pages, parent, stats)
+
+    def _split(self, node: Node, at: int) -> Node:
+        """Cut node [a, b) into upper [a, at) and the same node [at, b). Returns the upper half.
+
+        page border not cut: P = 4, at = 4        page border cut: at = 6
+        [t0 t1 t2 t3 | t4 t5]                     [t0 t1 t2 t3 | t4 t5 t6 t7]
+        upper p0       node p1                    upper p0 p1    node p1     p1: one hold more
+        """
+        k = at - node.start
+        cut_page = (at - 1) // self.page_size - node.start // self.page_size
+        upper = self._new(node.start, node.tokens[:k], node.pages[: cut_page + 1], node.parent)
+        upper.children[node.tokens[k]] = node
+        upper.locks = node.locks
+        upper.stats = NodeStats(node.stats.created, node.stats.last_used, node.stats.hits)
+        if at % self.page_size:  # listed by both from now on: rule (2)
+            self.pages.hold(upper.pages[-1])
+            if node.locks:
+                self.pages.pin(upper.pages[-1])
+        assert node.parent is not None, "a root is never split"
+        node.parent.children[upper.tokens[0]] = upper
+        node.pages = node.pages[at // self.page_size - node.start // self.page_size :]
+        node.start, node.tokens, node.parent = at, node.tokens[k:], upper
+        return upper
+
+    # --- locking and evicting --------------------------------------------------------------------
+
+    def lock(self, node: Node) -> None:
+        """Keep the path to `node` from eviction."""
+        at = node
+        while at.parent is not None:
+            at.locks += 1
+            if at.locks == 1:
+                for page in at.pages:
+                    self.pages.pin(page)
+            at = at.parent
+
+    def unlock(self, node: Node) -> None:
+        """The inverse of `lock`."""
+        at = node
+        while at.parent is not None:
+            at.locks -= 1
+            if at.locks == 0:
+                for page in at.pages:
+                    self.pages.unpin(page)
+                self._offer(at)
+            at = at.parent
+
+    def evict(self, n_pages: int) -> None:
+        """Evict unlocked leaves, smallest key first, until n_pages are free or none is left."""
+        while self.pages.n_free < n_pages and self._heap:
+            key, _, node = heapq.heappop(self._heap)
+            node.queued = False
+            if key == self._policy(node.stats):
+                self._remove(node)
+            else:
+                self._offer(node)  # it was used since: back with today's key
+
+    def clear(self) -> None:
+        """Evict everything that is not locked."""
+        self.evict(self.pages.n_pages + 1)
+
+    def _offer(self, node: Node) -> None:
+        """Put an evictable node in the heap, once."""
+        if node.parent is not None and not node.children and not node.locks and not node.queued:
+            node.queued = True
+            heapq.heappush(self._heap, (self._policy(node.stats), node.number, node))
+
+    def _remove(self, node: Node) -> None:
+        if node.children or node.locks:
+            return  # grew or was locked since it was offered; offered again when that ends
+        for page in node.pages:
+            self.pages.drop(page)
+        parent = node.parent
+        assert parent is not None, "a root is never offered"
+        del parent.children[node.tokens[0]]
+        self.n_tokens -= len(node.tokens)
+        self.evicted_tokens += len(node.tokens)
+        if parent.parent is None and not parent.children:
+            self.roots.pop(parent.namespace, None)
+        self._offer(parent)
