@@ -1,0 +1,71 @@
+"""Who is called: the table of implementations, imported when a backend is first asked for."""
+
+import importlib
+import logging
+from types import SimpleNamespace
+from typing import Literal, cast
+
+from ramify.kernels.ops import Ops
+
+Backend = Literal["auto", "cpu", "reference"]
+logger = logging.getLogger(__name__)
+
+_REFERENCE = "ramify.kernels.reference."
+_CPU = "ramify.kernels.cpu."
+TABLE = {
+    "pack_linear": {
+        "reference": _REFERENCE + "linear:pack_linear",
+        "cpu": _CPU + "linear:pack_linear",
+    },
+    "linear": {
+        "reference": _REFERENCE + "linear:linear",
+        "cpu": _CPU + "linear:linear",
+    },
+    "rms_norm": {
+        "reference": _REFERENCE + "elementwise:rms_norm",
+        "cpu": _CPU + "elementwise:rms_norm",
+    },
+    "add_rms_norm": {
+        "reference": _REFERENCE + "elementwise:add_rms_norm",
+        "cpu": _CPU + "elementwise:add_rms_norm",
+    },
+    "rope_write_kv": {
+        "reference": _REFERENCE + "cache:rope_write_kv",
+        "cpu": _CPU + "cache:rope_write_kv",
+    },
+    "silu_mul": {
+        "reference": _REFERENCE + "elementwise:silu_mul",
+        "cpu": _CPU + "elementwise:silu_mul",
+    },
+    "paged_attention": {
+        "reference": _REFERENCE + "attention:paged_attention",
+        "cpu": _CPU + "attention:paged_attention",
+    },
+}
+
+
+def load_ops(backend: Backend = "auto") -> Ops:
+    """The operations of one backend.
+
+    `cpu` builds the C++ library if no cached one fits, and raises BuildError if that fails.
+    `auto` is `cpu`, or after a failed build `reference` with a warning: slow beats absent.
+    """
+    if backend != "reference":
+        from ramify.kernels.cpu.build import BuildError
+        from ramify.kernels.cpu.library import library
+
+        try:
+            library()
+        except BuildError as error:
+            if backend == "cpu":
+                raise
+            logger.warning("no C++ kernels, plain torch is used and is slower: %s", error)
+            backend = "reference"
+    name = "reference" if backend == "reference" else "cpu"
+    functions = {op: _resolve(places[name]) for op, places in TABLE.items()}
+    return cast(Ops, SimpleNamespace(backend=name, **functions))
+
+
+def _resolve(place: str) -> object:
+    module, name = place.split(":")
+    return getattr(importlib.import_module(module), name)

@@ -1,0 +1,84 @@
+"""The public table: every operation of a model step, with its formula and shapes.
+
+`load_ops` in `dispatch` fills it with the implementations of one backend. Letters: see `shapes`.
+All arithmetic is in fp32 whatever the type of the tensors; results are rounded once unless said.
+Arguments of the wrong size or type raise ValueError.
+"""
+
+from typing import Protocol
+
+from torch import Tensor
+
+from ramify.kernels.packed_linear import PackedLinear
+from ramify.kernels.work_list import WorkList
+
+
+class Ops(Protocol):
+    """One backend's functions. Values only: nothing here keeps state between calls."""
+
+    backend: str
+
+    def pack_linear(self, weight: Tensor, bias: Tensor | None) -> PackedLinear:
+        """The weight in the layout that `linear` reads fastest. Done once, at load.
+
+        weight [out, in]   bias [out] or None
+        """
+
+    def linear(self, x: Tensor, packed: PackedLinear) -> Tensor:
+        """x @ weight^T + bias.
+
+        x [T, in] -> [T, out]
+        """
+
+    def rms_norm(self, x: Tensor, weight: Tensor, eps: float) -> Tensor:
+        """round(x / sqrt(mean(x^2) + eps)) * weight: rounded before and after the weight.
+
+        x [T, C]   weight [C] -> [T, C]
+        """
+
+    def add_rms_norm(self, x: Tensor, residual: Tensor, weight: Tensor, eps: float) -> Tensor:
+        """rms_norm(residual + x), and changes residual into residual + x in place.
+
+        x [T, C]   residual [T, C] (changed)   weight [C] -> [T, C]
+        """
+
+    def rope_write_kv(
+        self,
+        qkv: Tensor,
+        positions: Tensor,
+        slots: Tensor,
+        cos_sin: Tensor,
+        k_pool: Tensor,
+        v_pool: Tensor,
+        heads: int,
+        q_norm: Tensor | None = None,
+        k_norm: Tensor | None = None,
+        eps: float = 1e-6,
+    ) -> Tensor:
+        """The rotated queries; writes the rotated keys and the values into their pool slots.
+
+        rotate(x) = x * [cos cos] + [-x_high x_low] * [sin sin]   at the token's position;
+        with q_norm, k_norm each head goes through rms_norm over D first.
+
+        qkv [T, (HQ + 2 HK) D]: queries, keys, values     heads = HQ
+        positions [T] int32     slots [T] int32 or int64: page * P + slot in page
+        cos_sin [max position, D] fp32: D/2 cosines, D/2 sines
+        k_pool, v_pool [N, HK, P, D] (changed)     q_norm, k_norm [D] or None
+        -> [T, HQ, D]
+        """
+
+    def silu_mul(self, gate_up: Tensor) -> Tensor:
+        """silu(gate) * up, with silu(x) = x / (1 + exp(-x)).
+
+        gate_up [T, 2 I]: gate, up -> [T, I]
+        """
+
+    def paged_attention(
+        self, q: Tensor, k_pool: Tensor, v_pool: Tensor, work: WorkList, scale: float
+    ) -> Tensor:
+        """softmax(scale * q k^T) v over the keys that the work list gives to each token.
+
+        Query head h reads K/V head h // G. Keys after the token's own position are not seen.
+
+        q [T, HQ, D]   k_pool, v_pool [N, HK, P, D] -> [T, HQ, D]
+        """

@@ -1,0 +1,1 @@
+"""Plain torch twins of all operations: the specification, the oracle, and the fallback."""

@@ -1,0 +1,17 @@
+"""The linear layer in plain torch."""
+
+from torch import Tensor
+from torch.nn import functional as F
+
+from ramify.kernels.packed_linear import PackedLinear
+
+
+def pack_linear(weight: Tensor, bias: Tensor | None) -> PackedLinear:
+    """The weight as it is."""
+    out_features, in_features = weight.shape
+    return PackedLinear(weight, bias, in_features, out_features, prepacked=False)
+
+
+def linear(x: Tensor, packed: PackedLinear) -> Tensor:
+    """x @ weight^T + bias."""
+    return F.linear(x, packed.weight, packed.bias)

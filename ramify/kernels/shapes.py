@@ -1,0 +1,88 @@
+"""The axis legend of all kernels, and the argument checks that every implementation shares.
+
+T   query tokens of the step (prefill chunks, decode rows, drafts: all alike)
+C   channels (hidden size)              I   channels inside the MLP
+HQ  query heads     HK  key/value heads     G = HQ / HK  query heads that share one K/V head
+D   head dim, a multiple of 8
+N   pages in a pool     P  tokens in a page
+R   row entries of a work list (a query token may be a row of several items)
+
+A pool is [N, HK, P, D]: the P keys of one page and head are one contiguous run of memory.
+The checks are cheap: they read sizes and types, never values (`work_list.check` reads values).
+"""
+
+import torch
+from torch import Tensor
+
+DTYPES = (torch.bfloat16, torch.float32)
+
+
+def check_dense(name: str, x: Tensor, dtype: torch.dtype, *sizes: int) -> None:
+    """Raise ValueError unless `x` is a contiguous CPU or device tensor of this type and size."""
+    if x.shape != sizes or x.dtype is not dtype or not x.is_contiguous():
+        raise ValueError(
+            f"{name} must be a contiguous {dtype} tensor of shape {list(sizes)}, "
+            f"got {x.dtype} {list(x.shape)}{'' if x.is_contiguous() else ', not contiguous'}"
+        )
+
+
+def check_float(name: str, x: Tensor, dims: int) -> None:
+    """Raise ValueError unless `x` is a contiguous bf16 or fp32 tensor with `dims` axes."""
+    if x.dim() != dims or x.dtype not in DTYPES or not x.is_contiguous():
+        raise ValueError(
+            f"{name} must be a contiguous bfloat16 or float32 tensor with {dims} axes, "
+            f"got {x.dtype} {list(x.shape)}{'' if x.is_contiguous() else ', not contiguous'}"
+        )
+
+
+def check_pools(k_pool: Tensor, v_pool: Tensor, dtype: torch.dtype, head_dim: int) -> None:
+    """Raise ValueError unless both pools are [N, HK, P, D] with the type and D of the queries."""
+    if k_pool.dim() != 4:
+        raise ValueError(f"k_pool must be [pages, kv heads, page size, D], got {k_pool.shape}")
+    n, kv_heads, page_size, _ = k_pool.shape
+    check_dense("k_pool", k_pool, dtype, n, kv_heads, page_size, head_dim)
+    check_dense("v_pool", v_pool, dtype, n, kv_heads, page_size, head_dim)
+
+
+def check_heads(heads: int, kv_heads: int, head_dim: int) -> None:
+    """Raise ValueError unless query heads group evenly over K/V heads and D is a multiple of 8."""
+    if heads <= 0 or heads % kv_heads:
+        raise ValueError(f"query heads ({heads}) must be a multiple of K/V heads ({kv_heads})")
+    if head_dim <= 0 or head_dim % 8:
+        raise ValueError(f"the head dim must be a multiple of 8, got {head_dim}")
+
+
+def check_norm(x: Tensor, weight: Tensor) -> None:
+    """Raise ValueError unless x is [T, C] and weight [C], of one type."""
+    check_float("x", x, 2)
+    check_dense("weight", weight, x.dtype, x.shape[1])
+
+
+def check_rope(
+    qkv: Tensor, positions: Tensor, slots: Tensor, cos_sin: Tensor, k_pool: Tensor, heads: int
+) -> None:
+    """Raise ValueError unless the arguments of `rope_write_kv` have the sizes of its table."""
+    check_float("qkv", qkv, 2)
+    tokens, width = qkv.shape
+    _, kv_heads, _, head_dim = k_pool.shape
+    check_heads(heads, kv_heads, head_dim)
+    if width != (heads + 2 * kv_heads) * head_dim:
+        raise ValueError(f"qkv must be {(heads + 2 * kv_heads) * head_dim} wide, got {width}")
+    check_dense("positions", positions, torch.int32, tokens)
+    if slots.dtype not in (torch.int32, torch.int64) or slots.shape != (tokens,):
+        raise ValueError(f"slots must be [{tokens}] int32 or int64, got {slots.shape}")
+    check_dense("cos_sin", cos_sin, torch.float32, cos_sin.shape[0], head_dim)
+
+
+def check_silu_mul(gate_up: Tensor) -> None:
+    """Raise ValueError unless gate_up is [T, 2I]."""
+    check_float("gate_up", gate_up, 2)
+    if gate_up.shape[1] % 2:
+        raise ValueError(f"gate_up must be an even number of columns, got {gate_up.shape[1]}")
+
+
+def check_attention(q: Tensor, k_pool: Tensor, v_pool: Tensor) -> None:
+    """Raise ValueError unless q [T, HQ, D] and the pools [N, HK, P, D] fit together."""
+    check_float("q", q, 3)
+    check_pools(k_pool, v_pool, q.dtype, q.shape[2])
+    check_heads(q.shape[1], k_pool.shape[1], q.shape[2])
