@@ -58,6 +58,7 @@ class RadixTree:
         self.roots: dict[str, Node] = {}
         self.n_tokens = 0  # held by all nodes together
         self.evicted_tokens = 0  # since the start
+        self.version = 0  # changes whenever a match may come out differently
         self._policy = policy
         self._heap: list[tuple[int, int, Node]] = []  # (key, number, node), keys may be outdated
         self._nodes_made = 0
@@ -127,6 +128,7 @@ class RadixTree:
                 self.pages.hold(page)
             node.children[key[n]] = node = self._new(n, key[n:], pages, node)
             self.n_tokens += len(node.tokens)
+            self.version += 1
         self.touch(node)
         self._offer(node)
         return node
@@ -212,6 +214,7 @@ class RadixTree:
         del parent.children[node.tokens[0]]
         self.n_tokens -= len(node.tokens)
         self.evicted_tokens += len(node.tokens)
+        self.version += 1
         if parent.parent is None and not parent.children:
             self.roots.pop(parent.namespace, None)
         self._offer(parent)

@@ -1,0 +1,1 @@
+"""Who runs this step: pure decisions over integers. Reading order: plan, request, scheduler."""

@@ -1,0 +1,59 @@
+"""What a request's frontend is told, and when a request is over."""
+
+from collections.abc import Sequence
+
+from ramify.srt.ids import FinishReason
+from ramify.srt.messages import Finished, Rejected, Submit, TokenLogprob, Tokens
+from ramify.srt.scheduling.request import Request
+
+
+def ended(request: Request, eos_token_ids: Sequence[int]) -> tuple[FinishReason, int | None] | None:
+    """Why the request is over, with the token that ended it; None while it is not."""
+    sampling = request.submit.sampling
+    if request.n_output and request.n_output >= sampling.min_new_tokens:
+        last = request.tokens[-1]
+        if last in sampling.stop_token_ids:
+            return FinishReason.STOP, last
+        if last in eos_token_ids and not sampling.ignore_eos:
+            return FinishReason.STOP, last
+    if request.n_output >= request.max_new_tokens:
+        return FinishReason.LENGTH, None
+    return None
+
+
+def tokens(request: Request, token: TokenLogprob | None) -> Tokens:
+    """The news of one step; prompt log-probabilities go along once, when they are complete."""
+    prompt = None
+    if request.wants_prompt_logprobs:
+        prompt, request.prompt_logprobs = request.prompt_logprobs, []
+        request.prompt_logprobs_sent = True
+    new = [] if token is None else [token]
+    return Tokens(
+        request_id=request.id,
+        token_ids=[t.token_id for t in new],
+        cached_tokens=request.cached_tokens,
+        logprobs=new if request.submit.return_logprob else None,
+        prompt_logprobs=prompt,
+    )
+
+
+def finished(request: Request, reason: FinishReason, matched: int | None, now: float) -> Finished:
+    """The last word on a request."""
+    admitted_s = request.admitted_s if request.admitted_s >= 0 else now
+    first_token_s = request.first_token_s if request.first_token_s >= 0 else now
+    return Finished(
+        request_id=request.id,
+        reason=reason,
+        matched=matched,
+        prompt_tokens=request.prompt_length,
+        cached_tokens=max(request.cached_tokens, 0),
+        completion_tokens=request.n_output,
+        retractions=request.retractions,
+        queue_s=admitted_s - request.arrived_s,
+        ttft_s=first_token_s - request.arrived_s,
+    )
+
+
+def refused(submit: Submit, kind: str, text: str, param: str | None = None) -> Rejected:
+    """The answer to a request that is not taken. `kind` is the name of a class in `errors`."""
+    return Rejected(submit.request_id, kind, text, param)

@@ -1,0 +1,73 @@
+"""The contract between deciding and doing: what one step computes, and what came of it.
+
+Everything is a chunk: rows of one request at consecutive positions, with its page table. A prefill
+chunk has many rows, a decode row is a chunk of one. Only integers and tuples; a plan can be
+printed, stored and replayed.
+"""
+
+from array import array
+from dataclasses import dataclass
+
+from ramify.radix_cache.plans import PageCopy
+from ramify.srt.messages import TokenLogprob
+from ramify.srt.sampling_params import SamplingParams
+
+
+@dataclass(frozen=True, slots=True)
+class Enter:
+    """A request starts (or resumes): what sampling needs to know of it, for as long as it runs."""
+
+    request_id: str
+    sampling: SamplingParams
+    prompt: "array[int]"
+    output: "array[int]"  # tokens generated before a retraction
+    top_logprobs: int
+    return_logprob: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Chunk:
+    """Compute `tokens` at positions start, start + 1, ... and keep their keys and values.
+
+    `pages[k]` holds positions k * P .. (k + 1) * P - 1. With `samples`, the logits of the last row
+    choose the next token. `targets` are tokens whose log-probability is wanted: targets[i] is
+    scored by row `first_target_row + i`.
+    """
+
+    request_id: str
+    start: int
+    tokens: "array[int]"
+    pages: tuple[int, ...]
+    samples: bool
+    first_target_row: int = 0
+    targets: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class StepPlan:
+    """One step, executed in this order: `leaves`, `enters`, `copies`, all `chunks` as one batch."""
+
+    number: int
+    leaves: tuple[str, ...]
+    enters: tuple[Enter, ...]
+    copies: tuple[PageCopy, ...]
+    chunks: tuple[Chunk, ...]
+
+    @property
+    def n_tokens(self) -> int:
+        return sum(len(chunk.tokens) for chunk in self.chunks)
+
+
+@dataclass(frozen=True, slots=True)
+class ChunkResult:
+    """What came of one chunk: the sampled token, if it samples, and the scores of its targets."""
+
+    token: TokenLogprob | None
+    target_logprobs: tuple[TokenLogprob, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class StepResult:
+    """Results in the order of the plan's chunks."""
+
+    chunks: tuple[ChunkResult, ...]

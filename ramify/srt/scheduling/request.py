@@ -1,0 +1,105 @@
+"""One sequence as the scheduler sees it, and the table of what may happen to it.
+
+             ADMIT             PREFILLED            FINISH
+WAITING  ------------> PREFILL ---------> DECODE ------------> FINISHED
+   ^  \\                  |  \\               |                   ^ ^
+   |   `-----------------|---`--------------|---- FINISH -------' |
+   `------ RETRACT ------'------ RETRACT ---'                     |
+   (aborts and refusals are FINISH too) --------------------------'
+"""
+
+from array import array
+from dataclasses import dataclass, field
+from enum import StrEnum
+
+from ramify.radix_cache.prefix_cache import Lease
+from ramify.srt.messages import Submit, TokenLogprob
+
+
+class State(StrEnum):
+    WAITING = "waiting"  # holds no pages
+    PREFILL = "prefill"  # has pages for all its tokens; not all are computed
+    DECODE = "decode"  # all but the newest token are computed
+    FINISHED = "finished"  # answered; holds nothing
+
+
+class Event(StrEnum):
+    ADMIT = "admit"
+    PREFILLED = "prefilled"
+    RETRACT = "retract"
+    FINISH = "finish"
+
+
+TRANSITIONS: dict[tuple[State, Event], State] = {
+    (State.WAITING, Event.ADMIT): State.PREFILL,
+    (State.WAITING, Event.FINISH): State.FINISHED,
+    (State.PREFILL, Event.PREFILLED): State.DECODE,
+    (State.PREFILL, Event.RETRACT): State.WAITING,
+    (State.PREFILL, Event.FINISH): State.FINISHED,
+    (State.DECODE, Event.RETRACT): State.WAITING,
+    (State.DECODE, Event.FINISH): State.FINISHED,
+}
+
+
+class IllegalEvent(Exception):
+    """A bug of ours: an event that the request's state does not allow. Nothing was changed."""
+
+
+@dataclass(eq=False, slots=True)
+class Request:
+    """`tokens` is prompt and output; the first `computed` of them have their keys and values."""
+
+    submit: Submit
+    number: int  # order of arrival
+    tokens: "array[int]"
+    prompt_length: int
+    max_new_tokens: int
+    arrived_s: float
+    state: State = State.WAITING
+    lease: Lease | None = None
+    computed: int = 0
+    cached_tokens: int = -1  # found computed at the first admission; -1 before it
+    admitted_s: float = -1.0
+    first_token_s: float = -1.0
+    retractions: int = 0
+    overtaken: int = 0  # requests that arrived later and were admitted before
+    hit: int = 0  # last known length of the cached prefix, while waiting
+    hit_version: int = -1  # of the tree when `hit` was found
+    prompt_logprobs: list[TokenLogprob] = field(default_factory=list)
+    prompt_logprobs_sent: bool = False
+
+    @property
+    def id(self) -> str:
+        return self.submit.request_id
+
+    @property
+    def held_lease(self) -> Lease:
+        """The lease of a running request."""
+        assert self.lease is not None, f"request {self.id} is {self.state} and holds no pages"
+        return self.lease
+
+    @property
+    def n_output(self) -> int:
+        return len(self.tokens) - self.prompt_length
+
+    @property
+    def wants_prompt_logprobs(self) -> bool:
+        return self.submit.logprob_start >= 0 and not self.prompt_logprobs_sent
+
+    @property
+    def reuse_limit(self) -> int:
+        """How many tokens may come from the cache: the last one never, its logits are needed.
+
+        The token before the first wanted prompt log-probability is computed too: it predicts it.
+        """
+        limit = len(self.tokens) - 1
+        if self.wants_prompt_logprobs:
+            limit = min(limit, max(self.submit.logprob_start - 1, 0))
+        return limit
+
+    def on(self, event: Event) -> None:
+        """Follow the table. Raises IllegalEvent, changing nothing."""
+        try:
+            self.state = TRANSITIONS[self.state, event]
+        except KeyError:
+            raise IllegalEvent(f"{event} of request {self.id} while {self.state}") from None

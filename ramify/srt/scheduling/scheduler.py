@@ -1,0 +1,261 @@
+"""The whole decision: what each step computes, and what its result means. No torch, no clock.
+
+    submit, abort    requests come and go, between steps
+    plan             grow decodes (retracting when pages run out), continue prefills, admit
+    apply            fold a step's result: publish, append, finish
+
+Every accepted request is answered by exactly one Finished.
+"""
+
+from ramify.radix_cache import invariants
+from ramify.radix_cache.key import as_tokens
+from ramify.radix_cache.plans import PageCopy
+from ramify.radix_cache.prefix_cache import PrefixCache
+from ramify.srt.ids import FinishReason
+from ramify.srt.messages import EngineStats, Finished, Rejected, Submit, ToFrontend, TokenLogprob
+from ramify.srt.scheduling import admission, answers, queue_policy
+from ramify.srt.scheduling.limits import SchedulerLimits
+from ramify.srt.scheduling.plan import Chunk, ChunkResult, Enter, StepPlan, StepResult
+from ramify.srt.scheduling.request import Event, Request, State
+
+
+class Scheduler:
+    """Owns the queue, the running requests and the prefix cache."""
+
+    def __init__(self, limits: SchedulerLimits, cache: PrefixCache) -> None:
+        self.limits = limits
+        self.cache = cache
+        self.waiting: dict[str, Request] = {}
+        self.running: dict[str, Request] = {}  # in order of admission
+        self._leaves: list[str] = []  # for the next plan, as are the next two
+        self._enters: list[Enter] = []
+        self._copies: list[PageCopy] = []
+        self._arrivals = self._steps = self._retractions = 0
+        self._prompt_tokens = self._cached_tokens = self._generated_tokens = 0
+
+    # --- requests come and go --------------------------------------------------------------------
+
+    @property
+    def idle(self) -> bool:
+        return not self.waiting and not self.running
+
+    def submit(self, message: Submit, now: float) -> Rejected | None:
+        """Take a request, or say why not."""
+        tokens = as_tokens(message.token_ids)
+        max_new = message.sampling.max_new_tokens
+        most = self.limits.context_length
+        if message.request_id in self.waiting or message.request_id in self.running:
+            return answers.refused(message, "InvalidRequest", "rid is in use already", "rid")
+        if len(self.waiting) >= self.limits.max_queued_requests:
+            text = f"{len(self.waiting)} requests are waiting already; try again later"
+            return answers.refused(message, "QueueFull", text)
+        if max_new is None or not tokens or len(tokens) + max_new > most:
+            text = f"prompt and max_new_tokens must be 1 to {most} tokens together"
+            return answers.refused(message, "InvalidRequest", text, "max_new_tokens")
+        self._arrivals += 1
+        request = Request(message, self._arrivals, tokens, len(tokens), max_new, now)
+        self.waiting[request.id] = request
+        return None
+
+    def abort(self, request_id: str, now: float) -> list[ToFrontend]:
+        """End a request now; what it computed stays in the tree. Unknown ids are ignored."""
+        request = self.waiting.get(request_id) or self.running.get(request_id)
+        return [] if request is None else [self._finish(request, FinishReason.ABORT, None, now)]
+
+    def flush(self) -> bool:
+        """Forget every prefix. False, and no change, while requests run or wait."""
+        return self.idle and self.cache.flush()
+
+    # --- deciding a step -------------------------------------------------------------------------
+
+    def plan(self, now: float) -> StepPlan | None:
+        """The next step, or None when there is nothing to compute."""
+        self._grow_decodes()
+        chunks = [self._chunk(r, 1) for r in self.running.values() if r.state is State.DECODE]
+        budget = self.limits.step_tokens - len(chunks)
+        for request in self.running.values():
+            if request.state is State.PREFILL and budget > 0:
+                chunks.append(self._chunk(request, budget))
+                budget -= len(chunks[-1].tokens)
+        while budget > 0 and (admitted := self._admit(now)) is not None:
+            chunks.append(self._chunk(admitted, budget))
+            budget -= len(chunks[-1].tokens)
+        return self._step(chunks) if chunks else None
+
+    def _step(self, chunks: list[Chunk]) -> StepPlan:
+        self._steps += 1
+        leaves, enters, copies = tuple(self._leaves), tuple(self._enters), tuple(self._copies)
+        self._leaves, self._enters, self._copies = [], [], []
+        return StepPlan(self._steps, leaves, enters, copies, tuple(chunks))
+
+    def _chunk(self, request: Request, budget: int) -> Chunk:
+        start = request.computed
+        end = min(start + budget, len(request.tokens))
+        first, targets = _targets(request, start, end)
+        return Chunk(
+            request_id=request.id,
+            start=start,
+            tokens=request.tokens[start:end],
+            pages=tuple(request.held_lease.table),
+            samples=end == len(request.tokens) and request.max_new_tokens > 0,
+            first_target_row=first,
+            targets=targets,
+        )
+
+    def _grow_decodes(self) -> None:
+        """A slot for the newest token of every decoding request, the oldest request first."""
+        for request in sorted(self.running.values(), key=lambda r: r.number):
+            while request.state is State.DECODE and not self.cache.ensure(
+                request.held_lease, len(request.tokens)
+            ):
+                self._make_way()
+
+    def _make_way(self) -> None:
+        """Free pages: retract the latest arrival. The last one running unlocks its path instead."""
+        if len(self.running) > 1:
+            self._retract(admission.victim(self.running))
+            return
+        (request,) = self.running.values()
+        assert request.held_lease.node is not None, f"{request.id} does not fit an empty pool"
+        self.cache.detach(request.held_lease)
+
+    def _retract(self, request: Request) -> None:
+        """Back to the queue. What it computed is published, so resuming is mostly a hit."""
+        request.on(Event.RETRACT)
+        request.retractions += 1
+        self._retractions += 1
+        request.prompt_logprobs.clear()
+        self._give_back(request)
+        self._leave(request)
+        request.hit_version = -1
+        self.waiting[request.id] = request
+
+    def _admit(self, now: float) -> Request | None:
+        """Start the next waiting request, if one may start now."""
+        if not self.waiting or len(self.running) >= self.limits.max_running_requests:
+            return None
+        bound = self.limits.starvation_bound
+        request = admission.choose(self.waiting, self.running, self.cache, bound)
+        if request is None:
+            return None
+        request.on(Event.ADMIT)
+        del self.waiting[request.id]
+        self.running[request.id] = request
+        queue_policy.count_overtaken(self.waiting.values(), request)
+        request.computed = request.held_lease.n_cached
+        if request.cached_tokens < 0:
+            self._count_first_admission(request, now)
+        if request.held_lease.copy is not None:
+            self._copies.append(request.held_lease.copy)
+        if request.wants_prompt_logprobs and request.submit.logprob_start == 0:
+            request.prompt_logprobs.append(TokenLogprob(None, request.tokens[0]))
+        self._enters.append(_enter(request))
+        return request
+
+    def _count_first_admission(self, request: Request, now: float) -> None:
+        request.cached_tokens = request.computed
+        request.admitted_s = now
+        self._prompt_tokens += request.prompt_length
+        self._cached_tokens += request.cached_tokens
+
+    # --- learning --------------------------------------------------------------------------------
+
+    def apply(self, plan: StepPlan, result: StepResult, now: float) -> list[ToFrontend]:
+        """Fold the result of `plan` into the state. Returns what the frontends are to be told."""
+        replies: list[ToFrontend] = []
+        for chunk, done in zip(plan.chunks, result.chunks, strict=True):
+            replies += self._apply(self.running[chunk.request_id], chunk, done, now)
+        return replies
+
+    def _apply(
+        self, request: Request, chunk: Chunk, done: ChunkResult, now: float
+    ) -> list[ToFrontend]:
+        request.computed = chunk.start + len(chunk.tokens)
+        request.prompt_logprobs += done.target_logprobs
+        if request.state is State.PREFILL:
+            self.cache.commit(request.held_lease, request.tokens[: request.computed])
+            if request.computed < len(request.tokens):
+                return []
+            request.on(Event.PREFILLED)
+        if done.token is not None:
+            request.tokens.append(done.token.token_id)
+            self._generated_tokens += 1
+            if request.first_token_s < 0:
+                request.first_token_s = now
+        replies: list[ToFrontend] = []
+        if done.token is not None or request.wants_prompt_logprobs:
+            replies.append(answers.tokens(request, done.token))
+        ended = answers.ended(request, self.limits.eos_token_ids)
+        if ended is not None:
+            replies.append(self._finish(request, *ended, now))
+        return replies
+
+    def _finish(
+        self, request: Request, reason: FinishReason, matched: int | None, now: float
+    ) -> Finished:
+        request.on(Event.FINISH)
+        if request.id in self.running:
+            self._give_back(request)
+            self._leave(request)
+        else:
+            del self.waiting[request.id]
+        return answers.finished(request, reason, matched, now)
+
+    def _give_back(self, request: Request) -> None:
+        """Publish what is computed and release the lease."""
+        self.cache.commit(request.held_lease, request.tokens[: request.computed])
+        self.cache.release(request.held_lease)
+        request.lease = None
+        request.computed = 0
+
+    def _leave(self, request: Request) -> None:
+        del self.running[request.id]
+        self._leaves.append(request.id)
+
+    # --- looking ---------------------------------------------------------------------------------
+
+    def stats(self) -> EngineStats:
+        """Gauges of now and counters since the start."""
+        pages = self.cache.pages
+        return EngineStats(
+            running=len(self.running),
+            waiting=len(self.waiting),
+            pages_total=pages.n_pages,
+            pages_free=pages.n_free,
+            pages_evictable=pages.n_evictable,
+            cached_tokens_held=self.cache.tree.n_tokens,
+            steps=self._steps,
+            prompt_tokens=self._prompt_tokens,
+            cached_tokens=self._cached_tokens,
+            generated_tokens=self._generated_tokens,
+            retractions=self._retractions,
+            evicted_tokens=self.cache.tree.evicted_tokens,
+        )
+
+    def violations(self) -> list[str]:
+        """Broken invariants of the cache and of the requests' hold on it, in words."""
+        found = invariants.check(self.cache)
+        if [id(r.lease) for r in self.running.values()] != list(self.cache.leases):
+            found.append(f"{len(self.cache.leases)} leases for {len(self.running)} requests")
+        found += [f"{r.id} waits and holds pages" for r in self.waiting.values() if r.lease]
+        return found
+
+
+def _targets(request: Request, start: int, end: int) -> tuple[int, tuple[int, ...]]:
+    """(first row, tokens) that rows start .. end - 1 score: row p scores token p + 1."""
+    if not request.wants_prompt_logprobs:
+        return 0, ()
+    first = max(start + 1, request.submit.logprob_start)
+    return first - 1 - start, tuple(request.tokens[first : min(end + 1, request.prompt_length)])
+
+
+def _enter(request: Request) -> Enter:
+    n = request.prompt_length
+    return Enter(
+        request_id=request.id,
+        sampling=request.submit.sampling,
+        prompt=request.tokens[:n],
+        output=request.tokens[n:],
+        top_logprobs=request.submit.top_logprobs,
+        return_logprob=request.submit.return_logprob,
+    )

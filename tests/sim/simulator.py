@@ -1,0 +1,240 @@
+"""The runtime without a model: real scheduler, real cache, a runner that checks what it reads.
+
+The fake runner keeps, in each slot, the token whose keys and values would be there, and derives the
+next token from every token it can read through the page table. So a wrong page, a missed copy, a
+slot written twice or a lost token changes the output, which is compared with what the request
+generates alone. Time is virtual, faults are seeded: a seed is a complete description of a run.
+"""
+
+import random
+import zlib
+from array import array
+from dataclasses import dataclass, field
+
+from ramify.radix_cache.prefix_cache import PrefixCache
+from ramify.srt.clock import VirtualClock
+from ramify.srt.messages import Finished, Rejected, Submit, TokenLogprob, Tokens, pack_ids
+from ramify.srt.sampling_params import SamplingParams
+from ramify.srt.scheduling.limits import SchedulerLimits
+from ramify.srt.scheduling.plan import ChunkResult, StepPlan, StepResult
+from ramify.srt.scheduling.scheduler import Scheduler
+
+EOS = 0
+N_TOKENS = 7
+
+
+def next_token(tokens: "array[int]") -> int:
+    """The fake model: any change in any earlier token shows. Ends one time in fourteen."""
+    digest = zlib.crc32(tokens.tobytes())
+    return EOS if digest % 14 == 0 else 1 + digest // 14 % (N_TOKENS - 1)
+
+
+class FakeRunner:
+    """Carries out plans on slots that hold tokens. Asserts that a plan is one a runner could do."""
+
+    def __init__(self, n_pages: int, page_size: int) -> None:
+        self.page_size = page_size
+        self.slots: list[list[int | None]] = [[None] * page_size for _ in range(n_pages)]
+        self.rows: set[str] = set()
+
+    def run(self, plan: StepPlan) -> StepResult:
+        for request_id in plan.leaves:
+            self.rows.remove(request_id)
+        for enter in plan.enters:
+            assert enter.request_id not in self.rows
+            self.rows.add(enter.request_id)
+        for copy in plan.copies:
+            n = copy.n_slots
+            self.slots[copy.target][:n] = self.slots[copy.source][:n]
+        for chunk in plan.chunks:  # all writes of a step come before all reads, as in a layer
+            assert chunk.request_id in self.rows
+            for position, token in enumerate(chunk.tokens, chunk.start):
+                page = chunk.pages[position // self.page_size]
+                self.slots[page][position % self.page_size] = token
+        return StepResult(tuple(self._result(chunk) for chunk in plan.chunks))
+
+    def read(self, pages, n: int) -> "array[int]":
+        """The first n tokens of a sequence, through its page table."""
+        size = self.page_size
+        return array("I", [self.slots[pages[i // size]][i % size] for i in range(n)])
+
+    def _result(self, chunk) -> ChunkResult:
+        seen = self.read(chunk.pages, chunk.start + len(chunk.tokens))
+        token = TokenLogprob(-1.0, next_token(seen)) if chunk.samples else None
+        rows = range(chunk.first_target_row, chunk.first_target_row + len(chunk.targets))
+        scores = [
+            # the score of a target says which row it came from, so a shifted row shows
+            TokenLogprob(-float(chunk.start + row), target)
+            for row, target in zip(rows, chunk.targets, strict=True)
+        ]
+        assert all(0 <= row < len(chunk.tokens) for row in rows)
+        return ChunkResult(token, tuple(scores))
+
+
+@dataclass
+class Job:
+    """One request of the simulation and all that its frontend was told."""
+
+    submit: Submit
+    prompt: list[int]
+    tokens: list[int] = field(default_factory=list)
+    prompt_logprobs: list[TokenLogprob] | None = None
+    end: Finished | Rejected | None = None
+    aborted: bool = False
+
+    def expected(self) -> tuple[list[int], str]:
+        """What the request generates alone, and why it ends."""
+        sampling = self.submit.sampling
+        sequence = array("I", self.prompt)
+        output: list[int] = []
+        while len(output) < (sampling.max_new_tokens or 0):
+            token = next_token(sequence)
+            sequence.append(token)
+            output.append(token)
+            stops = token in sampling.stop_token_ids or (token == EOS and not sampling.ignore_eos)
+            if stops and len(output) >= sampling.min_new_tokens:
+                return output, "stop"
+        return output, "length"
+
+
+class Simulation:
+    """One seeded run. `run()` ends when every request is answered, or fails."""
+
+    def __init__(self, seed: int) -> None:
+        self.rng = rng = random.Random(seed)
+        page_size = rng.choice([1, 2, 4, 16])
+        n_pages = rng.randint(6, 40) * (4 if page_size == 1 else 1)
+        self.context = min(n_pages * page_size, rng.randint(20, 120))
+        step_tokens = rng.randint(4, 24)
+        self.limits = SchedulerLimits(
+            context_length=self.context,
+            eos_token_ids=(EOS,),
+            step_tokens=step_tokens,
+            max_running_requests=rng.randint(1, min(8, step_tokens)),
+            max_queued_requests=rng.randint(8, 40),
+            starvation_bound=rng.randint(1, 6),
+        )
+        self.reuse = rng.random() < 0.9
+        self.scheduler = Scheduler(self.limits, PrefixCache(n_pages, page_size, reuse=self.reuse))
+        self.runner = FakeRunner(n_pages, page_size)
+        self.clock = VirtualClock()
+        self.trunks = [self._ids(rng.randint(1, self.context // 2)) for _ in range(3)]
+        self.jobs: dict[str, Job] = {}
+        self.trace: list[str] = []
+
+    def _ids(self, n: int) -> list[int]:
+        return [self.rng.randint(1, 2) for _ in range(n)]
+
+    def run(self, n_steps: int = 60) -> None:
+        for _ in range(n_steps):
+            self._arrivals()
+            self._faults()
+            self.step()
+        for _ in range(20_000):
+            if self.scheduler.idle:
+                break
+            self.step()
+        self._check_end()
+
+    # --- the world -------------------------------------------------------------------------------
+
+    def _arrivals(self) -> None:
+        while self.rng.random() < 0.35:
+            self.submit(self._request(f"r{len(self.jobs)}"))
+
+    def _request(self, request_id: str) -> Job:
+        rng = self.rng
+        prompt = [*rng.choice(self.trunks), *self._ids(rng.randint(0, 8))]
+        if len(self.jobs) > 2 and rng.random() < 0.3:  # the next turn of an earlier conversation
+            earlier = rng.choice(list(self.jobs.values()))
+            prompt = [*earlier.prompt, *earlier.tokens, *self._ids(2)]
+        prompt = prompt[: self.context - 1]
+        max_new = rng.randint(0, min(30, self.context - len(prompt)))
+        sampling = SamplingParams(
+            max_new_tokens=max_new,
+            min_new_tokens=rng.randint(0, max_new),
+            stop_token_ids=(3,) if rng.random() < 0.2 else (),
+            ignore_eos=rng.random() < 0.3,
+        )
+        start = rng.randint(0, len(prompt) - 1) if rng.random() < 0.2 else -1
+        namespace = rng.choice(["", "", "tenant"])
+        return Job(
+            Submit(request_id, pack_ids(prompt), sampling, namespace, start >= 0, start), prompt
+        )
+
+    def submit(self, job: Job) -> None:
+        self.jobs[job.submit.request_id] = job
+        rejected = self.scheduler.submit(job.submit, self.clock.now())
+        if rejected is not None:
+            self._receive([rejected])
+
+    def _faults(self) -> None:
+        if self.jobs and self.rng.random() < 0.15:
+            job = self.rng.choice(list(self.jobs.values()))
+            job.aborted = job.aborted or job.end is None
+            self._receive(self.scheduler.abort(job.submit.request_id, self.clock.now()))
+        if self.rng.random() < 0.05:
+            assert self.scheduler.flush() == self.scheduler.idle
+        if self.jobs and self.rng.random() < 0.05:  # a duplicate of a live id changes nothing
+            job = self.rng.choice(list(self.jobs.values()))
+            if job.end is None:
+                rejected = self.scheduler.submit(job.submit, self.clock.now())
+                assert rejected is not None
+                assert rejected.param == "rid"
+
+    def step(self) -> None:
+        plan = self.scheduler.plan(self.clock.now())
+        self.clock.advance(0.01)
+        if plan is not None:
+            self._check_plan(plan)
+            self.trace.append(repr(plan))
+            result = self.runner.run(plan)
+            self._receive(self.scheduler.apply(plan, result, self.clock.now()))
+        assert self.scheduler.violations() == []
+
+    def _receive(self, messages) -> None:
+        for message in messages:
+            job = self.jobs[message.request_id]
+            assert job.end is None, f"{message.request_id} was told something after its end"
+            if isinstance(message, Tokens):
+                job.tokens += message.token_ids
+                if message.prompt_logprobs is not None:
+                    assert job.prompt_logprobs is None
+                    job.prompt_logprobs = message.prompt_logprobs
+            else:
+                job.end = message
+
+    # --- what must hold --------------------------------------------------------------------------
+
+    def _check_plan(self, plan: StepPlan) -> None:
+        assert 0 < plan.n_tokens <= self.limits.step_tokens
+        assert len(self.scheduler.running) <= self.limits.max_running_requests
+        everyone = [*self.scheduler.waiting.values(), *self.scheduler.running.values()]
+        assert all(r.overtaken <= self.limits.starvation_bound for r in everyone)
+
+    def _check_end(self) -> None:
+        assert self.scheduler.idle
+        for job in self.jobs.values():
+            assert job.end is not None, f"{job.submit.request_id} was never answered"
+            if isinstance(job.end, Finished):
+                self._check_job(job, job.end)
+        pages = self.scheduler.cache.pages
+        assert self.scheduler.flush()
+        assert pages.n_free == pages.n_pages
+
+    def _check_job(self, job: Job, end: Finished) -> None:
+        tokens, reason = job.expected()
+        assert end.completion_tokens == len(job.tokens)
+        assert end.cached_tokens < end.prompt_tokens == len(job.prompt)
+        assert self.reuse or end.cached_tokens == 0
+        if job.aborted:
+            assert end.reason == "abort"
+            assert job.tokens == tokens[: len(job.tokens)]
+            return
+        assert (job.tokens, end.reason) == (tokens, reason)
+        start = job.submit.logprob_start
+        if start >= 0:
+            assert job.prompt_logprobs is not None
+            got = [(entry.token_id, entry.logprob) for entry in job.prompt_logprobs]
+            scores = [None if p == 0 else -float(p - 1) for p in range(start, len(job.prompt))]
+            assert got == list(zip(job.prompt[start:], scores, strict=True))
