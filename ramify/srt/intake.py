@@ -5,7 +5,9 @@ fixed limits, before a request gets an id. The engine may then trust what it rec
 """
 
 import difflib
+import itertools
 import secrets
+import uuid
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -21,6 +23,7 @@ MAX_TOP_LOGPROBS = 20
 MAX_NAMESPACE_CHARS = 256
 SEED_STEP = 0x1E3779B97F4A7C15  # odd, so 2**63 sequences of one seed all differ
 MAX_BATCH = 1024
+MAX_ID_CHARS = 256
 CONSTRAINTS = ("json_schema", "regex", "ebnf", "structural_tag", "stop_regex")
 
 _FIELDS = {item.name: item for item in msgspec.structs.fields(SamplingParams)}
@@ -60,6 +63,32 @@ class GenerateRequest:
 def seed_source(seed: int | None) -> Callable[[], int]:
     """Gives the seed of a request that brings none: always `seed`, or a fresh random one."""
     return (lambda: secrets.randbelow(MAX_SEED + 1)) if seed is None else (lambda: seed)
+
+
+def id_source(rid: object = None) -> Callable[[], str]:
+    """Gives the ids of one prompt's sequences: `rid`, `rid`_1, `rid`_2, ...; random without one.
+
+    Raises InvalidRequest for an id that is no short text.
+    """
+    if rid is None:
+        return lambda: uuid.uuid4().hex
+    if not isinstance(rid, str) or not 1 <= len(rid) <= MAX_ID_CHARS:
+        raise _invalid("rid", f"must be a text of 1 to {MAX_ID_CHARS} characters")
+    _check_unicode("rid", rid)
+    numbers = itertools.count()
+    return lambda: f"{rid}_{i}" if (i := next(numbers)) else rid
+
+
+def id_sources(rid: object, size: int | None) -> list[Callable[[], str]]:
+    """An `id_source` for each prompt of a batch of `size`; None: there is a single prompt.
+
+    For a batch, `rid` is a list with one for each, or a prefix. Raises InvalidRequest.
+    """
+    if size is None:
+        return [id_source(rid)]
+    if isinstance(rid, str):
+        rid = [f"{rid}_{i}" for i in range(size)]
+    return [id_source(one) for one in _each("rid", rid, size)]
 
 
 # --- sampling parameters --------------------------------------------------------------------------

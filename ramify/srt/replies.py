@@ -11,9 +11,9 @@ from typing import Any
 from ramify.srt.errors import Aborted, InvalidRequest, QueueFull, RequestError, Unavailable
 from ramify.srt.ids import FinishReason
 from ramify.srt.messages import Finished, ModelInfo, Rejected, Submit, TokenLogprob, Tokens
-from ramify.srt.tokenization import Tokenizer
 from ramify.srt.tokenization.incremental import IncrementalDecoder
 from ramify.srt.tokenization.stopping import StopStrings
+from ramify.srt.tokenization.tokenizer import Tokenizer
 
 ERRORS: dict[str, type[RequestError]] = {
     kind.__name__: kind for kind in (InvalidRequest, QueueFull, Unavailable, Aborted)
@@ -53,9 +53,11 @@ class ReplyAssembler:
         self._end_ids = {*sampling.stop_token_ids}
         self._end_ids.update(() if sampling.ignore_eos else info.eos_token_ids)
         self._held_id: int | None = None
-        self._decoder = tokenizer and IncrementalDecoder(
-            tokenizer, sampling.skip_special_tokens, sampling.spaces_between_special_tokens
-        )
+        self._decoder: IncrementalDecoder | None = None
+        if tokenizer is not None:
+            self._decoder = IncrementalDecoder(
+                tokenizer, sampling.skip_special_tokens, sampling.spaces_between_special_tokens
+            )
         self._stops = StopStrings(sampling.stop, sampling.no_stop_trim)
         self._matched_stop: str | None = None
         self._text: list[str] = []
@@ -234,13 +236,13 @@ def model_info(
     info: ModelInfo, model_path: str, served_model_name: str, tokenizer: Tokenizer | None
 ) -> dict[str, Any]:
     """What `GET /model_info` and `Engine.model_info` answer."""
-    chat = tokenizer and tokenizer.chat
+    chat = tokenizer.chat if tokenizer is not None else None
     return {
         "model_path": model_path,
         "served_model_name": served_model_name,
-        "chat_template": chat.source if chat else None,
-        "bos_token": chat.bos if chat else None,
-        "eos_token": chat.eos if chat else None,
+        "chat_template": chat.source if chat is not None else None,
+        "bos_token": _token(tokenizer, tokenizer and tokenizer.bos_token_id),
+        "eos_token": _token(tokenizer, next(iter(info.eos_token_ids), None)),
         "vocab_size": info.vocab_size,
         "context_length": info.context_length,
         "architecture": info.architecture,
@@ -248,3 +250,7 @@ def model_info(
         "device": info.device,
         "is_generation": True,
     }
+
+
+def _token(tokenizer: Tokenizer | None, token_id: int | None) -> str | None:
+    return None if tokenizer is None or token_id is None else tokenizer.token_text(token_id)

@@ -10,7 +10,7 @@ Each request has its own queue, so a caller that reads slowly delays no other.
 import asyncio
 import itertools
 from collections.abc import AsyncGenerator
-from contextlib import aclosing
+from contextlib import aclosing, suppress
 from enum import StrEnum
 
 from ramify.srt.clock import Clock, MonotonicClock
@@ -66,6 +66,8 @@ class EngineClient:
         self._reader: asyncio.Task[None] | None = None
         self._ready: asyncio.Future[ModelInfo] | None = None
         self._requests: dict[str, asyncio.Queue[Answer | RequestError]] = {}
+        self._idle = asyncio.Event()  # set while no request is open
+        self._idle.set()
         self._calls: dict[int, asyncio.Future[Flushed | Inspected]] = {}
         self._call_ids = itertools.count()
 
@@ -96,9 +98,8 @@ class EngineClient:
     async def drain(self, timeout_s: float) -> bool:
         """Take no more requests and wait for the open ones. False when some did not end in time."""
         self.state = State.DRAINING
-        deadline = self._clock.now() + timeout_s
-        while self._requests and self._clock.now() < deadline:
-            await asyncio.sleep(0.02)
+        with suppress(TimeoutError):
+            await asyncio.wait_for(self._idle.wait(), timeout_s)
         return not self._requests
 
     def close(self) -> None:
@@ -130,6 +131,7 @@ class EngineClient:
         if submit.request_id in self._requests:
             raise InvalidRequest("rid is in use by a running request", param="rid")
         queue = self._requests[submit.request_id] = asyncio.Queue()
+        self._idle.clear()
         over = False
         try:
             await socket.send(submit)
@@ -141,6 +143,8 @@ class EngineClient:
                 yield message
         finally:
             del self._requests[submit.request_id]
+            if not self._requests:
+                self._idle.set()
             if not over and self._socket is socket:
                 await socket.send(Abort(submit.request_id))
 
@@ -188,7 +192,8 @@ class EngineClient:
     async def _call(self, kind: type[Flush] | type[Inspect]) -> Flushed | Inspected:
         socket = self._connected()
         call_id = next(self._call_ids)
-        answer = self._calls[call_id] = asyncio.get_running_loop().create_future()
+        answer: asyncio.Future[Flushed | Inspected] = asyncio.get_running_loop().create_future()
+        self._calls[call_id] = answer
         try:
             await socket.send(kind(call_id))
             return await answer
