@@ -1,0 +1,65 @@
+"""The call of `paged_attention.cpp`."""
+
+import torch
+from torch import Tensor
+
+from ramify.kernels.cpu.library import library
+from ramify.kernels.shapes import check_attention, check_dense
+from ramify.kernels.work_list import WorkList
+
+
+def paged_attention(
+    q: Tensor, k_pool: Tensor, v_pool: Tensor, work: WorkList, scale: float
+) -> Tensor:
+    """softmax(scale * q k^T) v over the keys that the work list gives each token.
+
+    q [T, HQ, D]   k_pool, v_pool [N, HK, P, D] -> [T, HQ, D]
+
+    Raises ValueError if an index of the work list is outside its array; then nothing is written.
+    """
+    check_attention(q, k_pool, v_pool)
+    tokens, heads, head_dim = q.shape
+    pool_pages, kv_heads, page_size, _ = k_pool.shape
+    _check_work(work, tokens)
+    out = torch.empty_like(q)
+    # One row: the partial result, and after all of those the log-sum-exp of each.
+    partial = torch.empty(work.n_partials * heads * (head_dim + 1))
+    partial_address = partial.data_ptr()
+    failed = library()["paged_attention", q.dtype](
+        q.data_ptr(),
+        k_pool.data_ptr(),
+        v_pool.data_ptr(),
+        out.data_ptr(),
+        work.items.data_ptr(),
+        work.rows.data_ptr(),
+        work.positions.data_ptr(),
+        work.pages.data_ptr(),
+        work.merge_indptr.data_ptr(),
+        work.merge_index.data_ptr(),
+        partial_address,
+        partial_address + work.n_partials * heads * head_dim * 4,
+        tokens,
+        len(work.items),
+        len(work.rows),
+        len(work.pages),
+        work.n_partials,
+        pool_pages,
+        heads,
+        kv_heads,
+        head_dim,
+        page_size,
+        scale,
+        torch.get_num_threads(),
+    )
+    if failed:
+        raise ValueError("the work list points outside its own arrays, the queries or the pool")
+    return out
+
+
+def _check_work(work: WorkList, tokens: int) -> None:
+    check_dense("work.items", work.items, torch.int32, len(work.items), 6)
+    check_dense("work.positions", work.positions, torch.int32, tokens)
+    check_dense("work.merge_indptr", work.merge_indptr, torch.int32, tokens + 1)
+    check_dense("work.merge_index", work.merge_index, torch.int32, work.n_partials)
+    check_dense("work.rows", work.rows, torch.int32, len(work.rows))
+    check_dense("work.pages", work.pages, torch.int32, len(work.pages))
