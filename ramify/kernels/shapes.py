@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 DTYPES = (torch.bfloat16, torch.float32)
+MAX_HEAD_DIM = 512
 
 
 def check_dense(name: str, x: Tensor, dtype: torch.dtype, *sizes: int) -> None:
@@ -37,19 +38,19 @@ def check_float(name: str, x: Tensor, dims: int) -> None:
 
 def check_pools(k_pool: Tensor, v_pool: Tensor, dtype: torch.dtype, head_dim: int) -> None:
     """Raise ValueError unless both pools are [N, HK, P, D] with the type and D of the queries."""
-    if k_pool.dim() != 4:
-        raise ValueError(f"k_pool must be [pages, kv heads, page size, D], got {k_pool.shape}")
-    n, kv_heads, page_size, _ = k_pool.shape
-    check_dense("k_pool", k_pool, dtype, n, kv_heads, page_size, head_dim)
-    check_dense("v_pool", v_pool, dtype, n, kv_heads, page_size, head_dim)
+    shape = k_pool.shape
+    if len(shape) != 4 or shape[3] != head_dim:
+        raise ValueError(f"k_pool must be [pages, kv heads, page size, {head_dim}], got {shape}")
+    check_dense("k_pool", k_pool, dtype, *shape)
+    check_dense("v_pool", v_pool, dtype, *shape)
 
 
 def check_heads(heads: int, kv_heads: int, head_dim: int) -> None:
-    """Raise ValueError unless query heads group evenly over K/V heads and D is a multiple of 8."""
+    """Raise ValueError unless query heads group evenly over K/V heads and D is 8, 16, .. 512."""
     if heads <= 0 or heads % kv_heads:
         raise ValueError(f"query heads ({heads}) must be a multiple of K/V heads ({kv_heads})")
-    if head_dim <= 0 or head_dim % 8:
-        raise ValueError(f"the head dim must be a multiple of 8, got {head_dim}")
+    if head_dim % 8 or not 8 <= head_dim <= MAX_HEAD_DIM:
+        raise ValueError(f"the head dim must be a multiple of 8 up to 512, got {head_dim}")
 
 
 def check_norm(x: Tensor, weight: Tensor) -> None:
@@ -69,8 +70,7 @@ def check_rope(
     if width != (heads + 2 * kv_heads) * head_dim:
         raise ValueError(f"qkv must be {(heads + 2 * kv_heads) * head_dim} wide, got {width}")
     check_dense("positions", positions, torch.int32, tokens)
-    if slots.dtype not in (torch.int32, torch.int64) or slots.shape != (tokens,):
-        raise ValueError(f"slots must be [{tokens}] int32 or int64, got {slots.shape}")
+    check_dense("slots", slots, torch.int32 if slots.dtype is torch.int32 else torch.int64, tokens)
     check_dense("cos_sin", cos_sin, torch.float32, cos_sin.shape[0], head_dim)
 
 
@@ -81,8 +81,11 @@ def check_silu_mul(gate_up: Tensor) -> None:
         raise ValueError(f"gate_up must be an even number of columns, got {gate_up.shape[1]}")
 
 
-def check_attention(q: Tensor, k_pool: Tensor, v_pool: Tensor) -> None:
-    """Raise ValueError unless q [T, HQ, D] and the pools [N, HK, P, D] fit together."""
+def check_attention(q: Tensor, k_pool: Tensor, v_pool: Tensor, positions: Tensor) -> None:
+    """Raise ValueError unless q [T, HQ, D], the pools [N, HK, P, D] and positions [T] fit."""
     check_float("q", q, 3)
-    check_pools(k_pool, v_pool, q.dtype, q.shape[2])
-    check_heads(q.shape[1], k_pool.shape[1], q.shape[2])
+    tokens, heads, head_dim = q.shape
+    check_pools(k_pool, v_pool, q.dtype, head_dim)
+    check_heads(heads, k_pool.shape[1], head_dim)
+    if positions.shape[0] != tokens:
+        raise ValueError(f"the work list is for {positions.shape[0]} tokens, q has {tokens}")

@@ -32,6 +32,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from ramify.kernels.shapes import check_dense
+
 DIRECT = -1
 
 
@@ -57,6 +59,16 @@ class WorkList:
     merge_indptr: Tensor  # [T + 1] int32
     merge_index: Tensor  # [n_partials] int32
     n_partials: int  # one partial row is [HQ, D] fp32 and its log-sum-exp [HQ] fp32
+
+    def __post_init__(self) -> None:
+        """Raise ValueError for a wrong type or size: once per step, not in each layer."""
+        int32, tokens = torch.int32, len(self.positions)
+        check_dense("items", self.items, int32, len(self.items), len(Item._fields))
+        check_dense("rows", self.rows, int32, len(self.rows))
+        check_dense("positions", self.positions, int32, tokens)
+        check_dense("pages", self.pages, int32, len(self.pages))
+        check_dense("merge_indptr", self.merge_indptr, int32, tokens + 1)
+        check_dense("merge_index", self.merge_index, int32, self.n_partials)
 
 
 def make_work_list(

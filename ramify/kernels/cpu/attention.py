@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from ramify.kernels.cpu.library import library
-from ramify.kernels.shapes import check_attention, check_dense
+from ramify.kernels.shapes import check_attention
 from ramify.kernels.work_list import WorkList
 
 
@@ -17,14 +17,13 @@ def paged_attention(
 
     Raises ValueError if an index of the work list is outside its array; then nothing is written.
     """
-    check_attention(q, k_pool, v_pool)
+    check_attention(q, k_pool, v_pool, work.positions)
     tokens, heads, head_dim = q.shape
     pool_pages, kv_heads, page_size, _ = k_pool.shape
-    _check_work(work, tokens)
     out = torch.empty_like(q)
-    # One row: the partial result, and after all of those the log-sum-exp of each.
-    partial = torch.empty(work.n_partials * heads * (head_dim + 1))
-    partial_address = partial.data_ptr()
+    # All partial results, and after them the log-sum-exp of each.
+    partial = torch.empty(work.n_partials * heads * (head_dim + 1)) if work.n_partials else None
+    partial_address = partial.data_ptr() if partial is not None else 0
     failed = library()["paged_attention", q.dtype](
         q.data_ptr(),
         k_pool.data_ptr(),
@@ -39,9 +38,9 @@ def paged_attention(
         partial_address,
         partial_address + work.n_partials * heads * head_dim * 4,
         tokens,
-        len(work.items),
-        len(work.rows),
-        len(work.pages),
+        work.items.shape[0],
+        work.rows.shape[0],
+        work.pages.shape[0],
         work.n_partials,
         pool_pages,
         heads,
@@ -54,12 +53,3 @@ def paged_attention(
     if failed:
         raise ValueError("the work list points outside its own arrays, the queries or the pool")
     return out
-
-
-def _check_work(work: WorkList, tokens: int) -> None:
-    check_dense("work.items", work.items, torch.int32, len(work.items), 6)
-    check_dense("work.positions", work.positions, torch.int32, tokens)
-    check_dense("work.merge_indptr", work.merge_indptr, torch.int32, tokens + 1)
-    check_dense("work.merge_index", work.merge_index, torch.int32, work.n_partials)
-    check_dense("work.rows", work.rows, torch.int32, len(work.rows))
-    check_dense("work.pages", work.pages, torch.int32, len(work.pages))

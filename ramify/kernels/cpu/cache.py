@@ -29,8 +29,9 @@ def rope_write_kv(
     for name, weight in (("q_norm", q_norm), ("k_norm", k_norm)):
         if weight is not None:
             check_dense(name, weight, qkv.dtype, head_dim)
-    slots = slots.to(torch.int64).contiguous()
-    q = qkv.new_empty(len(qkv), heads, head_dim)
+    tokens, max_position = qkv.shape[0], cos_sin.shape[0]
+    slots = slots if slots.dtype is torch.int64 else slots.long()
+    q = qkv.new_empty(tokens, heads, head_dim)
     failed = library()["rope_write_kv", qkv.dtype](
         qkv.data_ptr(),
         positions.data_ptr(),
@@ -41,8 +42,8 @@ def rope_write_kv(
         q.data_ptr(),
         k_pool.data_ptr(),
         v_pool.data_ptr(),
-        len(qkv),
-        len(cos_sin),
+        tokens,
+        max_position,
         pages * page_size,
         heads,
         kv_heads,
@@ -53,6 +54,6 @@ def rope_write_kv(
     )
     if failed:
         raise ValueError(
-            f"positions must be in [0, {len(cos_sin)}) and slots in [0, {pages * page_size})"
+            f"positions must be in [0, {max_position}) and slots in [0, {pages * page_size})"
         )
     return q

@@ -39,10 +39,9 @@ INLINE float inverse_rms(const T* x, int width, float eps) {
 template <class T>
 INLINE void normalise(const T* x, const T* weight, T* out, int width, float eps) {
     Floats scale = splat(inverse_rms(x, width, eps));
-    for (int c = 0; c < width; c += LANES) {
-        int n = width - c;
+    for_each_vector(width, [&](int c, int n) INLINE_BODY {
         store(out + c, round_as(load(x + c, n) * scale, out) * load(weight + c, n), n);
-    }
+    });
 }
 
 template <class T>
@@ -52,26 +51,38 @@ void rms_norm(const T* x, T* residual, const T* weight, T* out, int64_t tokens, 
         const T* row = x + token * width;
         if (residual) {
             T* sum = residual + token * width;
-            for (int c = 0; c < width; c += LANES) {
-                int n = width - c;
+            for_each_vector(width, [&](int c, int n) INLINE_BODY {
                 store(sum + c, load(sum + c, n) + load(row + c, n), n);
-            }
+            });
             row = sum;
         }
         normalise(row, weight, out + token * width, width, eps);
     });
 }
 
+// N vectors of silu(gate) * up; n lanes of each.
+template <int N, class T>
+INLINE void gated(const T* gate, const T* up, T* out, int n) {
+    Floats g[N], e[N];
+    for (int j = 0; j < N; j++) g[j] = load(gate + j * LANES, n);
+    for (int j = 0; j < N; j++) e[j] = g[j] * -LOG2_E;
+    exp2(e);
+    for (int j = 0; j < N; j++) {
+        Floats silu = g[j] * reciprocal(1.0f + e[j]);
+        store(out + j * LANES, silu * load(up + j * LANES, n), n);
+    }
+}
+
 template <class T>
 void silu_mul(const T* gate_up, T* out, int64_t tokens, int width, int threads) {
+    constexpr int TOGETHER = 8;
     for_each_token(tokens, 2 * width, threads, [&](int64_t token) {
         const T *gate = gate_up + token * 2 * width, *up = gate + width;
-        for (int c = 0; c < width; c += LANES) {
-            int n = width - c;
-            Floats g = load(gate + c, n);
-            Floats silu = g / (1.0f + exp2(g * -LOG2_E));
-            store(out + token * width + c, silu * load(up + c, n), n);
-        }
+        T* to = out + token * width;
+        int c = 0;
+        for (; c + TOGETHER * LANES <= width; c += TOGETHER * LANES)
+            gated<TOGETHER>(gate + c, up + c, to + c, LANES);
+        for (; c < width; c += LANES) gated<1>(gate + c, up + c, to + c, width - c);
     });
 }
 
@@ -103,13 +114,12 @@ struct Rope {
             x = normed;
         }
         int half = head_dim / 2;
-        for (int c = 0; c < half; c += LANES) {
-            int n = half - c;
+        for_each_vector(half, [&](int c, int n) INLINE_BODY {
             Floats cos = load(angles + c, n), sin = load(angles + half + c, n);
             Floats low = load(x + c, n), high = load(x + half + c, n);
             store(out + c, low * cos - high * sin, n);
             store(out + half + c, high * cos + low * sin, n);
-        }
+        });
     }
 
     void token(int64_t t) const {

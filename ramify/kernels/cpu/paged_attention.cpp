@@ -79,12 +79,14 @@ INLINE void softmax(float (*s)[TILE], const int* seen, float scale, float* peak,
     }
     Floats factor = exp2(before - after);
     for (int r = 0; r < MR; r++) {
+        Floats power[TILE / LANES];
+        for (int j = 0; j < TILE / LANES; j++) power[j] = load(s[r] + j * LANES) - peak[r];
+        exp2(power);
+        // A row that has seen nothing yet has peak NEVER: its P is 0, not 2^0.
         Floats total{};
-        for (int c = 0; c < TILE; c += LANES) {
-            // A row that sees nothing yet has peak NEVER: keep its P at 0, not 2^0.
-            Floats v = load(s[r] + c);
-            Floats p = v > NEVER ? exp2(v - peak[r]) : Floats{};
-            store(s[r] + c, p);
+        for (int j = 0; j < TILE / LANES; j++) {
+            Floats p = peak[r] > NEVER ? power[j] : Floats{};
+            store(s[r] + j * LANES, p);
             total += p;
         }
         decay[r] = factor[r];
@@ -104,20 +106,16 @@ struct Runner {
         : p(problem), scratch(scratch), head_dim(problem.head_dim),
           padded((head_dim + LANES - 1) / LANES * LANES), q_units(head_dim / Fmt::PER_UNIT) {}
 
-    // Where key i of the tile begins in a pool; entries after the last repeat it.
+    // Where key i of the tile begins in a pool; entries after the last key repeat it.
     void find_keys(const Item& item, int kv_head, int first, int n, int64_t* offsets) const {
-        int page = -1;
-        int64_t base = 0;
-        for (int i = 0; i < TILE; i++) {
-            int position = item.key_begin + first + std::min(i, n - 1);
-            int index = position / p.page_size - item.key_begin / p.page_size;
-            if (index != page) {
-                page = index;
-                int64_t id = p.pages[item.page_begin + index];
-                base = (id * p.kv_heads + kv_head) * p.page_size * head_dim;
-            }
-            offsets[i] = base + (int64_t)(position % p.page_size) * head_dim;
+        int position = item.key_begin + first, slot = position % p.page_size;
+        const int32_t* page = p.pages + item.page_begin + position / p.page_size -
+                              item.key_begin / p.page_size;
+        for (int i = 0; i < n; page++, slot = 0) {
+            int64_t run = ((int64_t)*page * p.kv_heads + kv_head) * p.page_size;
+            for (; slot < p.page_size && i < n; slot++) offsets[i++] = (run + slot) * head_dim;
         }
+        std::fill(offsets + n, offsets + TILE, offsets[n - 1]);
     }
 
     template <int MR, class Values>

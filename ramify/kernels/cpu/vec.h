@@ -7,11 +7,12 @@
 #include <cstdint>
 #include <cstring>
 
-#ifdef __AVX512BF16__
+#ifdef __AVX512F__
 #include <immintrin.h>
 #endif
 
 #define INLINE inline __attribute__((always_inline))
+#define INLINE_BODY __attribute__((always_inline))  // for a lambda
 
 constexpr int LANES = 16;
 typedef float Floats __attribute__((vector_size(64)));
@@ -73,6 +74,14 @@ INLINE void store(T* to, Floats v, int n) {
     std::memcpy(to, whole, n * sizeof(T));
 }
 
+// body(first, n) for every vector of a row; n is LANES, known to the compiler, in all but the last.
+template <class Body>
+INLINE void for_each_vector(int width, const Body& body) {
+    int c = 0;
+    for (; c + LANES <= width; c += LANES) body(c, LANES);
+    if (c < width) body(c, width - c);
+}
+
 // What v becomes when it is stored as T and read back.
 INLINE Floats round_as(Floats v, const float*) { return v; }
 INLINE Floats round_as(Floats v, const bf16*) {
@@ -98,8 +107,13 @@ INLINE Vector swap1(Vector v) {
     return __builtin_shufflevector(v, v, 1, 0, 3, 2, 5, 4, 7, 6, 9, 8, 11, 10, 13, 12, 15, 14);
 }
 
+#ifdef __AVX512F__  // one instruction, which the compiler does not find by itself
+INLINE Floats larger(Floats a, Floats b) { return (Floats)_mm512_max_ps((__m512)a, (__m512)b); }
+INLINE Floats smaller(Floats a, Floats b) { return (Floats)_mm512_min_ps((__m512)a, (__m512)b); }
+#else
 INLINE Floats larger(Floats a, Floats b) { return a > b ? a : b; }
 INLINE Floats smaller(Floats a, Floats b) { return a < b ? a : b; }
+#endif
 
 INLINE float sum_lanes(Floats v) {
     v += swap8(v);
@@ -120,22 +134,43 @@ INLINE Ints lane_numbers() {
 
 // --- exponential ---------------------------------------------------------------------------------
 
-// 2^x to about 1e-7; below -126 it is exactly 0, above 127 it stays at 2^127.
+// x becomes 2^x to about 1e-7; below -126 it is exactly 0, above 127 it stays at 2^127.
 // x = n + f with n whole: adding 1.5 * 2^23 leaves n in the low bits, the shift makes it the exponent.
-INLINE Floats exp2(Floats x) {
+// Several vectors go step by step together: one alone would wait for itself at every step.
+template <int N>
+INLINE void exp2(Floats (&x)[N]) {
     const float magic = 12582912.0f;
-    Floats clamped = smaller(larger(x, splat(-126.0f)), splat(127.0f));
-    Floats shifted = clamped + magic;
-    Floats f = clamped - (shifted - magic);
-    Floats p = f * 1.5403530e-4f + 1.3333558e-3f;
-    p = p * f + 9.6181291e-3f;
-    p = p * f + 5.5504109e-2f;
-    p = p * f + 2.4022651e-1f;
-    p = p * f + 6.9314718e-1f;
-    p = p * f + 1.0f;
-    Floats result = (Floats)((Ints)p + ((Ints)shifted << 23));
-    return x < -126.0f ? Floats{} : result;
+    const float series[] = {1.3333558e-3f, 9.6181291e-3f, 5.5504109e-2f,
+                            2.4022651e-1f, 6.9314718e-1f, 1.0f};  // ln(2)^k / k!
+    Floats shifted[N], f[N], p[N];
+    for (int j = 0; j < N; j++) shifted[j] = smaller(larger(x[j], splat(-126.0f)), splat(127.0f));
+    for (int j = 0; j < N; j++) f[j] = shifted[j];
+    for (int j = 0; j < N; j++) shifted[j] += magic;
+    for (int j = 0; j < N; j++) f[j] -= shifted[j] - magic;
+    for (int j = 0; j < N; j++) p[j] = splat(1.5403530e-4f);
+    for (float term : series)
+        for (int j = 0; j < N; j++) p[j] = p[j] * f[j] + term;
+    for (int j = 0; j < N; j++) {
+        Floats result = (Floats)((Ints)p[j] + ((Ints)shifted[j] << 23));
+        x[j] = x[j] < -126.0f ? Floats{} : result;
+    }
 }
+INLINE Floats exp2(Floats x) {
+    Floats one[1] = {x};
+    exp2(one);
+    return one[0];
+}
+
+// 1 / x to about 1e-7 for normal numbers: division is the slowest thing a vector unit does.
+INLINE Floats reciprocal(Floats x) {
+#ifdef __AVX512F__
+    Floats guess = (Floats)_mm512_rcp14_ps((__m512)x);
+    return guess * (2.0f - x * guess);
+#else
+    return 1.0f / x;
+#endif
+}
+
 constexpr float LOG2_E = 1.4426950408889634f;
 constexpr float LN_2 = 0.6931471805599453f;
 

@@ -14,7 +14,7 @@ def paged_attention(
 
     q [T, HQ, D]   k_pool, v_pool [N, HK, P, D] -> [T, HQ, D]
     """
-    check_attention(q, k_pool, v_pool)
+    check_attention(q, k_pool, v_pool, work.positions)
     out = torch.zeros_like(q)
     partial = q.new_zeros((work.n_partials, *q.shape[1:]), dtype=torch.float32)
     lse = q.new_zeros((work.n_partials, q.shape[1]), dtype=torch.float32)
