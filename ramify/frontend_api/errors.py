@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from fastapi import Request
+from fastapi.exceptions import RequestValidationError
 from pydantic import ValidationError
 from starlette.exceptions import HTTPException
 
@@ -26,6 +27,13 @@ class BodyTooLarge(RequestError):
     """413: the request body is over the limit."""
 
     status = 413
+    kind = "invalid_request_error"
+
+
+class NotFound(RequestError):
+    """404: the path is right, what it names does not exist."""
+
+    status = 404
     kind = "invalid_request_error"
 
 
@@ -138,6 +146,15 @@ async def on_http_exception(request: Request, error: Exception) -> JSON:
     refusal = InvalidRequest(messages.get(error.status_code, str(error.detail)))
     refusal.code = {404: "not_found", 405: "method_not_allowed"}.get(error.status_code)
     return JSON(error_body(refusal), status_code=error.status_code, headers=error.headers)
+
+
+async def on_query_error(request: Request, error: Exception) -> JSON:
+    """Answer a wrong parameter of the query string: bodies are read by `body`."""
+    assert isinstance(error, RequestValidationError)
+    first = error.errors()[0]
+    param = str(first["loc"][-1])[:MAX_NAME_CHARS]
+    message = f"{param}: {_plain(first['msg'])}"
+    return error_response(InvalidRequest(message, param=param, code="invalid_value"))
 
 
 async def on_unexpected(request: Request, error: Exception) -> JSON:

@@ -178,7 +178,10 @@ class StreamOptions(Body):
 
 
 class GenerateBody(Body):
-    """POST /generate. `sampling_params` is checked where it becomes a SamplingParams."""
+    """POST /generate. Ranges are checked where the runtime's requests are made.
+
+    An option that takes a list too takes one entry for each prompt of a batch.
+    """
 
     no_ops = UNSUPPORTED
 
@@ -187,9 +190,9 @@ class GenerateBody(Body):
     sampling_params: dict[str, Any] | list[dict[str, Any]] = {}
     rid: Identifier | list[Identifier] | None = None
     stream: bool = False
-    return_logprob: bool = False
-    logprob_start_len: Annotated[int, Field(ge=-1)] = -1
-    top_logprobs_num: Annotated[int, Field(ge=0, le=MAX_TOP_LOGPROBS)] = 0
+    return_logprob: bool | list[bool] = False
+    logprob_start_len: int | list[int] = -1
+    top_logprobs_num: int | list[int] = 0
     return_text_in_logprobs: bool = False
     extra_key: Salt = ""
     cache_salt: Salt = ""

@@ -1,0 +1,81 @@
+"""What the routes need, in one value: the engine, the tokenizer, the options, names in use."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Annotated
+
+from fastapi import Depends, Request
+
+from ramify.srt.clock import Clock, MonotonicClock
+from ramify.srt.config import EngineConfig, ServeConfig
+from ramify.srt.errors import InvalidRequest, Unavailable
+from ramify.srt.messages import ModelInfo
+from ramify.srt.tokenization.tokenizer import Tokenizer
+from ramify.srt.workers.client import WHY_NOT, EngineClient
+
+
+class Rids:
+    """Names that clients gave to requests in flight. The runtime itself uses ids of ours only."""
+
+    def __init__(self) -> None:
+        self._request_ids: dict[str, list[str]] = {}
+
+    @contextmanager
+    def claim(self, names: dict[str, list[str]]) -> Iterator[None]:
+        """Hold `names` of requests. Raises InvalidRequest when one of them is in use."""
+        for name in names:
+            if name in self._request_ids:
+                raise InvalidRequest(
+                    "rid is in use by a request in flight", param="rid", code="rid_in_use"
+                )
+        self._request_ids |= names
+        try:
+            yield
+        finally:
+            for name in names:
+                del self._request_ids[name]
+
+    def find(self, name: str) -> list[str]:
+        """Our ids of the requests called `name`; empty when there are none."""
+        return self._request_ids.get(name, [])
+
+
+@dataclass(frozen=True)
+class Service:
+    """Everything a route uses. `tokenizer` is None for a model that only takes token ids."""
+
+    client: EngineClient
+    tokenizer: Tokenizer | None
+    model_name: str
+    model_path: str
+    engine_config: EngineConfig
+    serve_config: ServeConfig
+    new_seed: Callable[[], int]
+    created_s: int  # Unix time, for OpenAI's `created` of the model
+    clock: Clock = field(default_factory=MonotonicClock)
+    rids: Rids = field(default_factory=Rids)
+
+    @property
+    def info(self) -> ModelInfo:
+        """The model's facts. Raises Unavailable before it was first loaded."""
+        if self.client.info is None:
+            raise Unavailable(WHY_NOT[self.client.state], code=str(self.client.state))
+        return self.client.info
+
+    def check_model(self, name: str) -> None:
+        """Raises InvalidRequest unless `name` is the model we serve."""
+        if name != self.model_name:
+            raise InvalidRequest(
+                f"the model {name[:80]!r} does not exist; this server has {self.model_name!r}",
+                param="model",
+                code="model_not_found",
+            )
+
+
+def _service(request: Request) -> Service:
+    service: Service = request.app.state.service
+    return service
+
+
+Serving = Annotated[Service, Depends(_service)]
