@@ -1,0 +1,51 @@
+"""The memory that pages stand for: keys and values of every layer."""
+
+from math import prod
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ramify.radix_cache.plans import PageCopy
+
+
+class KvPool:
+    """Keys and values, each [layers, pages, kv heads, P, head_dim] in one number type.
+
+    The memory is zero and untouched at first, so a large pool costs only what is used of it.
+    """
+
+    def __init__(
+        self,
+        n_layers: int,
+        n_pages: int,
+        n_kv_heads: int,
+        page_size: int,
+        head_dim: int,
+        dtype: torch.dtype,
+    ) -> None:
+        shape = (n_layers, n_pages, n_kv_heads, page_size, head_dim)
+        self.page_size = page_size
+        self.n_pages = n_pages
+        self.keys = _untouched(shape, dtype)
+        self.values = _untouched(shape, dtype)
+        self.layers: list[tuple[Tensor, Tensor]] = list(zip(self.keys, self.values, strict=True))
+
+    def copy(self, copies: tuple[PageCopy, ...]) -> None:
+        """Carry out copy-on-write plans, in every layer."""
+        for plan in copies:
+            for pool in (self.keys, self.values):
+                pool[:, plan.target, :, : plan.n_slots] = pool[:, plan.source, :, : plan.n_slots]
+
+
+def bytes_per_page(
+    n_layers: int, n_kv_heads: int, page_size: int, head_dim: int, dtype: torch.dtype
+) -> int:
+    """Memory of one page: keys and values of all layers."""
+    return 2 * n_layers * n_kv_heads * page_size * head_dim * dtype.itemsize
+
+
+def _untouched(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+    """Zeros that the system hands out page by page; torch.zeros would write them all at once."""
+    raw = np.zeros(prod(shape) * dtype.itemsize, dtype=np.uint8)
+    return torch.from_numpy(raw).view(dtype).view(shape)

@@ -1,0 +1,152 @@
+"""Plan a step's attention from the page tables alone: shared trunks once, long runs in pieces.
+
+Requests whose page tables begin with the same pages share a trunk. Sorted, such tables are
+neighbours, and the trunks form a tree:
+
+    A  [7 8 9 2]         7 8            item: rows A B C,  pages 7 8
+    B  [7 8 9 4 5]         |- 9         item: rows A B,    page 9
+    C  [7 8 3]             |  |- A      item: row A,       page 2
+    D  [6]                 |  `- B      item: row B,       pages 4 5
+                           `- C         item: row C,       page 3
+                         6              item: row D,       page 6: its only one, written directly
+
+Only pages wholly before a run's first query are shared, so a trunk item needs no causal limit.
+Pure: integers and tuples. `ramify.kernels.work_list` says what the items mean to a kernel.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+MIN_SHARED_TOKENS = 64  # a shorter trunk costs more in merging than it saves in reading
+MIN_SPLIT_KEYS = 256  # a shorter piece of a key run is not worth a partial result
+MAX_SPLIT_ROWS = 16  # an item of more rows is work enough for all threads
+
+Item = tuple[int, int, int, int, int, int]
+
+
+@dataclass(frozen=True, slots=True)
+class QueryRun:
+    """Query tokens first_row, first_row + 1, ... of the step, at positions start, start + 1, ...
+
+    `pages` is the page table of their sequence; keys 0 .. start + n_rows - 1 are in it.
+    """
+
+    first_row: int
+    n_rows: int
+    start: int
+    pages: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Items:
+    """A work list as plain integers: see `ramify.kernels.work_list.make_work_list`."""
+
+    items: list[Item]
+    rows: list[int]
+    pages: list[int]
+
+
+@dataclass(frozen=True, slots=True)
+class _Piece:
+    """Queries of some runs against keys key_begin .. key_end - 1, in the pages of the first run."""
+
+    members: tuple[int, ...]  # indices of runs
+    key_begin: int
+    key_end: int
+
+
+def plan_items(
+    runs: Sequence[QueryRun], page_size: int, *, share: bool = True, min_items: int = 1
+) -> Items:
+    """The items of a step. If they are few, long key runs are cut until about min_items result."""
+    order = sorted(range(len(runs)), key=lambda i: runs[i].pages)
+    pieces = (
+        list(_branches(runs, tuple(order), 0, 0, page_size))
+        if share and len(runs) > 1
+        else [_Piece((i,), 0, _end(runs[i])) for i in order]
+    )
+    if len(pieces) < min_items:
+        pieces = [part for piece in pieces for part in _cut(runs, piece, min_items, page_size)]
+    return _lay_out(runs, pieces, page_size)
+
+
+def _end(run: QueryRun) -> int:
+    return run.start + run.n_rows
+
+
+def _branches(
+    runs: Sequence[QueryRun], members: tuple[int, ...], begin: int, at: int, page_size: int
+) -> Iterator[_Piece]:
+    """Pieces for `members`, whose sorted tables agree before page `at`, from page `begin` on."""
+    for group in _by_page(runs, members, at, page_size):
+        if len(group) == 1:
+            yield _Piece(group, begin * page_size, _end(runs[group[0]]))
+            continue
+        # sorted tables: what the first and the last have in common, all have in common
+        least = min(runs[i].start // page_size for i in group)
+        end = _common(runs[group[0]].pages, runs[group[-1]].pages, at, least)
+        if (end - begin) * page_size >= MIN_SHARED_TOKENS:
+            yield _Piece(group, begin * page_size, end * page_size)
+            yield from _branches(runs, group, end, end, page_size)
+        else:  # too short by itself; a part of the group may agree on more
+            yield from _branches(runs, group, begin, end, page_size)
+
+
+def _by_page(
+    runs: Sequence[QueryRun], members: tuple[int, ...], at: int, page_size: int
+) -> Iterator[tuple[int, ...]]:
+    """Split sorted members by their page number `at`; alone are those it is not past for."""
+    groups: dict[int, list[int]] = {}
+    for i in members:
+        if runs[i].start // page_size <= at:
+            yield (i,)
+        else:
+            groups.setdefault(runs[i].pages[at], []).append(i)
+    yield from map(tuple, groups.values())
+
+
+def _common(a: tuple[int, ...], b: tuple[int, ...], begin: int, end: int) -> int:
+    """The first index in begin .. end at which the tables differ, or `end`."""
+    if a[begin:end] == b[begin:end]:
+        return end
+    return next(k for k in range(begin, end) if a[k] != b[k])
+
+
+def _cut(
+    runs: Sequence[QueryRun], piece: _Piece, min_items: int, page_size: int
+) -> Iterator[_Piece]:
+    """The piece in parts of whole pages, if it has few rows: kernels divide many themselves."""
+    length = piece.key_end - piece.key_begin
+    if sum(runs[i].n_rows for i in piece.members) > MAX_SPLIT_ROWS:
+        yield piece
+        return
+    step = max(-(-length // min_items), MIN_SPLIT_KEYS)
+    step = -(-step // page_size) * page_size
+    for begin in range(piece.key_begin, piece.key_end, step):
+        yield _Piece(piece.members, begin, min(begin + step, piece.key_end))
+
+
+def _lay_out(runs: Sequence[QueryRun], pieces: list[_Piece], page_size: int) -> Items:
+    uses = [0] * len(runs)
+    for piece in pieces:
+        for i in piece.members:
+            uses[i] += 1
+    items: list[Item] = []
+    rows: list[int] = []
+    pages: list[int] = []
+    n_partials = 0
+    for piece in pieces:
+        row_begin, page_begin = len(rows), len(pages)
+        for i in piece.members:
+            # rows that come before the piece's first key see none of it
+            skipped = max(piece.key_begin - runs[i].start, 0)
+            rows += range(runs[i].first_row + skipped, runs[i].first_row + runs[i].n_rows)
+        first_page, end_page = piece.key_begin // page_size, -(-piece.key_end // page_size)
+        pages += runs[piece.members[0]].pages[first_page:end_page]
+        n_rows = len(rows) - row_begin
+        direct = uses[piece.members[0]] == 1
+        keys = piece.key_end - piece.key_begin
+        partial = -1 if direct else n_partials
+        items.append((row_begin, n_rows, page_begin, piece.key_begin, keys, partial))
+        n_partials += 0 if direct else n_rows
+    return Items(items, rows, pages)

@@ -1,0 +1,95 @@
+"""Carries out step plans: the only place that computes.
+
+launch(plan) -> Pending      copies, one forward pass over all chunks, logits of wanted rows
+Pending.result()             tokens and log-probabilities, in the order of the plan's chunks
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ramify.radix_cache.kv_pool import KvPool
+from ramify.srt.execution.logprobs import token_logprobs
+from ramify.srt.execution.sampler import sample
+from ramify.srt.execution.sampling_rows import SamplingRow
+from ramify.srt.execution.step_tensors import step_tensors
+from ramify.srt.messages import TokenLogprob
+from ramify.srt.models.llama import LlamaModel
+from ramify.srt.scheduling.plan import Chunk, ChunkResult, StepPlan, StepResult
+
+
+@dataclass(frozen=True)
+class Pending:
+    """A launched step. On a CPU it is done when `launch` returns."""
+
+    done: StepResult
+
+    def result(self) -> StepResult:
+        return self.done
+
+
+class ModelRunner:
+    """A model, its KV pool, and the sampling state of the requests that run."""
+
+    def __init__(self, model: LlamaModel, pool: KvPool, eos_token_ids: tuple[int, ...]) -> None:
+        self.model = model
+        self.pool = pool
+        self._eos_token_ids = eos_token_ids
+        self._rows: dict[str, SamplingRow] = {}
+        self._min_items = 2 * torch.get_num_threads()
+
+    @torch.inference_mode()
+    def launch(self, plan: StepPlan) -> Pending:
+        """Carry out a plan, in the order that StepPlan states."""
+        for request_id in plan.leaves:
+            del self._rows[request_id]
+        for enter in plan.enters:
+            vocab_size = self.model.config.vocab_size
+            self._rows[enter.request_id] = SamplingRow(enter, vocab_size, self._eos_token_ids)
+        self.pool.copy(plan.copies)
+        step = step_tensors(plan, self.pool.page_size, self._min_items)
+        hidden = self.model.forward(step.inputs, self.pool)
+        if not len(step.wanted_rows):
+            return Pending(StepResult(tuple(ChunkResult(None) for _ in plan.chunks)))
+        logits = self.model.logits(hidden[step.wanted_rows])
+        return Pending(self._results(plan, logits))
+
+    def _results(self, plan: StepPlan, logits: Tensor) -> StepResult:
+        """Split the wanted rows between target scores and sampling, chunk by chunk."""
+        scores: list[tuple[TokenLogprob, ...]] = []
+        sampled_rows: list[int] = []
+        at = 0
+        for chunk in plan.chunks:
+            n = len(chunk.targets)
+            top = self._rows[chunk.request_id].top_logprobs
+            scores.append(token_logprobs(logits[at : at + n], chunk.targets, top))
+            at += n
+            if chunk.samples:
+                sampled_rows.append(at)
+                at += 1
+        sampling = [chunk for chunk in plan.chunks if chunk.samples]
+        tokens = iter(self._sample(sampling, logits[sampled_rows])) if sampling else iter(())
+        return StepResult(
+            tuple(
+                ChunkResult(next(tokens) if chunk.samples else None, score)
+                for chunk, score in zip(plan.chunks, scores, strict=True)
+            )
+        )
+
+    def _sample(self, chunks: list[Chunk], logits: Tensor) -> list[TokenLogprob]:
+        """One token for each chunk; row i of `logits` belongs to chunk i and may be changed."""
+        rows = [self._rows[chunk.request_id] for chunk in chunks]
+        raw = logits.clone() if any(r.return_logprob and r.adjusts for r in rows) else logits
+        for i, row in enumerate(rows):
+            if row.adjusts:
+                row.adjust(logits[i])
+        tokens = sample(logits, [row.draw() for row in rows])
+        news: list[TokenLogprob] = []
+        for i, (row, token) in enumerate(zip(rows, tokens, strict=True)):
+            row.note(token)
+            if row.return_logprob:
+                news += token_logprobs(raw[i : i + 1], [token], row.top_logprobs)
+            else:
+                news.append(TokenLogprob(None, token))
+        return news

@@ -1,0 +1,54 @@
+"""A step plan as tensors: which rows exist, where they write, what they read, which are sampled."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ramify.kernels.work_list import make_work_list
+from ramify.srt.attention.inputs import StepInputs
+from ramify.srt.attention.work_list import QueryRun, plan_items
+from ramify.srt.scheduling.plan import StepPlan
+
+
+@dataclass(frozen=True)
+class StepTensors:
+    """Inputs of the model, and the rows of its output that are wanted.
+
+    Wanted rows come in plan order: for each chunk its target rows, then its sampled row.
+    """
+
+    inputs: StepInputs
+    wanted_rows: Tensor  # [W] int64
+
+
+def step_tensors(plan: StepPlan, page_size: int, min_items: int) -> StepTensors:
+    """Lay the plan's chunks out one after the other."""
+    ids, positions, slots = [], [], []
+    wanted: list[int] = []
+    runs: list[QueryRun] = []
+    first_row = 0
+    for chunk in plan.chunks:
+        n = len(chunk.tokens)
+        where = np.arange(chunk.start, chunk.start + n)
+        pages = np.array(chunk.pages)
+        ids.append(np.frombuffer(chunk.tokens, dtype=np.uint32))
+        positions.append(where)
+        slots.append(pages[where // page_size] * page_size + where % page_size)
+        runs.append(QueryRun(first_row, n, chunk.start, chunk.pages))
+        first_target = first_row + chunk.first_target_row
+        wanted += range(first_target, first_target + len(chunk.targets))
+        first_row += n
+        if chunk.samples:
+            wanted.append(first_row - 1)
+    where = np.concatenate(positions)
+    items = plan_items(runs, page_size, min_items=min_items)
+    work = make_work_list(items.items, items.rows, where.tolist(), items.pages)
+    inputs = StepInputs(
+        token_ids=torch.from_numpy(np.concatenate(ids).astype(np.int64)),
+        positions=work.positions,
+        slots=torch.from_numpy(np.concatenate(slots)),
+        work=work,
+    )
+    return StepTensors(inputs, torch.tensor(wanted, dtype=torch.int64))

@@ -1,0 +1,118 @@
+"""Scheduler and runner as one: all of an engine but its loop and its sockets."""
+
+import logging
+import time
+
+import torch
+
+from ramify.kernels.dispatch import load_ops
+from ramify.radix_cache.kv_pool import KvPool
+from ramify.radix_cache.prefix_cache import PrefixCache
+from ramify.srt.clock import Clock, MonotonicClock
+from ramify.srt.config import EngineConfig
+from ramify.srt.execution.memory import pool_pages
+from ramify.srt.execution.model_runner import ModelRunner
+from ramify.srt.messages import EngineStats, ModelInfo, Rejected, Submit, ToFrontend
+from ramify.srt.models.config import ModelConfig
+from ramify.srt.models.llama import LlamaModel
+from ramify.srt.scheduling.limits import SchedulerLimits
+from ramify.srt.scheduling.scheduler import Scheduler
+from ramify.srt.weights.reader import open_source
+from ramify.srt.weights.source import ModelFolder
+
+logger = logging.getLogger(__name__)
+
+
+class EngineCore:
+    """Decide, do, learn: `step` is one turn of it."""
+
+    def __init__(
+        self, scheduler: Scheduler, runner: ModelRunner, info: ModelInfo, clock: Clock
+    ) -> None:
+        self.scheduler = scheduler
+        self.runner = runner
+        self.info = info
+        self._clock = clock
+
+    @classmethod
+    def load(cls, config: EngineConfig, folder: ModelFolder) -> "EngineCore":
+        """Load a prepared model. Raises ModelLoadError or ConfigError."""
+        began = time.monotonic()
+        if config.threads is not None:
+            torch.set_num_threads(config.threads)
+        model_config = ModelConfig.from_hf(
+            folder.config(), folder.generation_config(), config.context_length
+        )
+        dtype = _dtype(config.dtype)
+        with torch.inference_mode():
+            source = open_source(folder, config.seed or 0)
+            ops = load_ops(config.attention_backend)  # type: ignore[arg-type]  # checked at the edge
+            model = LlamaModel(model_config, source, ops, dtype)
+        n_pages = pool_pages(config, model_config, dtype)
+        pool = KvPool(
+            model_config.n_layers,
+            n_pages,
+            model_config.n_kv_heads,
+            config.page_size,
+            model_config.head_dim,
+            dtype,
+        )
+        context = min(model_config.context_length, n_pages * config.page_size)
+        info = ModelInfo(
+            vocab_size=model_config.vocab_size,
+            context_length=context,
+            eos_token_ids=model_config.eos_token_ids,
+            dtype=str(dtype).removeprefix("torch."),
+            device=config.device,
+            architecture=model_config.architecture,
+            weight_bytes=model.weight_bytes,
+            kv_pool_tokens=n_pages * config.page_size,
+            load_s=time.monotonic() - began,
+        )
+        limits = SchedulerLimits(
+            context_length=context,
+            eos_token_ids=model_config.eos_token_ids,
+            step_tokens=config.chunked_prefill_size,
+            max_running_requests=config.max_running_requests,
+            max_queued_requests=config.max_queued_requests,
+            starvation_bound=config.starvation_bound,
+        )
+        cache = PrefixCache(n_pages, config.page_size, reuse=not config.disable_radix_cache)
+        runner = ModelRunner(model, pool, model_config.eos_token_ids)
+        return cls(Scheduler(limits, cache), runner, info, MonotonicClock())
+
+    @property
+    def idle(self) -> bool:
+        return self.scheduler.idle
+
+    def submit(self, message: Submit, now: float) -> Rejected | None:
+        return self.scheduler.submit(message, now)
+
+    def abort(self, request_id: str, now: float) -> list[ToFrontend]:
+        return self.scheduler.abort(request_id, now)
+
+    def flush(self) -> bool:
+        return self.scheduler.flush()
+
+    def inspect(self) -> tuple[EngineStats, list[str]]:
+        """Counters, and broken invariants in words: reported, never fatal."""
+        violations = self.scheduler.violations()
+        for violation in violations:
+            logger.error("invariant broken: %s", violation)
+        return self.scheduler.stats(), violations
+
+    def step(self) -> list[ToFrontend]:
+        """One step, if there is anything to compute. Returns what the frontends are to be told."""
+        plan = self.scheduler.plan(self._clock.now())
+        if plan is None:
+            return []
+        result = self.runner.launch(plan).result()
+        return self.scheduler.apply(plan, result, self._clock.now())
+
+
+def _dtype(name: str) -> torch.dtype:
+    """`auto` is bfloat16 where the CPU multiplies it natively, else float32."""
+    if name == "auto":
+        native = torch.ops.mkldnn._is_mkldnn_bf16_supported()
+        return torch.bfloat16 if native else torch.float32
+    return {"bfloat16": torch.bfloat16, "float32": torch.float32}[name]
