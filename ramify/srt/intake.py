@@ -166,6 +166,9 @@ def generate_requests(
         raise _invalid(name, f"takes 1 to {max_batch} prompts, got {len(many)}")
     size = None if single else len(many)
     params = [sampling_params(raw, defaults) for raw in _each("sampling_params", sampling, size)]
+    for key in options:
+        if key not in _OPTION_FIELDS:
+            raise _invalid(key, "is not an option of a request", code="unknown_field")
     spread = {_OPTION_FIELDS[key]: _each(key, value, size) for key, value in options.items()}
     requests = []
     for i, prompt in enumerate(many):

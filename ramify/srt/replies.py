@@ -241,7 +241,7 @@ def model_info(
         "model_path": model_path,
         "served_model_name": served_model_name,
         "chat_template": chat.source if chat is not None else None,
-        "bos_token": _token(tokenizer, tokenizer and tokenizer.bos_token_id),
+        "bos_token": _token(tokenizer, None if tokenizer is None else tokenizer.bos_token_id),
         "eos_token": _token(tokenizer, next(iter(info.eos_token_ids), None)),
         "vocab_size": info.vocab_size,
         "context_length": info.context_length,

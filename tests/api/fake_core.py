@@ -1,0 +1,129 @@
+"""A core without a model, for the tests of everything around it: no torch, deterministic tokens.
+
+In a process it is named `fake_core:make` and takes its knobs from the model's name, e.g.
+`fake:step_s=0.01,crash_at=500`. A token with the value of a `*_at` knob in a prompt sets it off.
+"""
+
+import os
+import time
+from dataclasses import dataclass, fields
+
+from ramify.srt.config import EngineConfig
+from ramify.srt.errors import ModelLoadError
+from ramify.srt.messages import (
+    EngineStats,
+    Finished,
+    ModelInfo,
+    Rejected,
+    Submit,
+    ToFrontend,
+    TokenLogprob,
+    Tokens,
+    unpack_ids,
+)
+
+VOCAB_SIZE = 1024
+EOS = 1000
+
+
+@dataclass(frozen=True)
+class Knobs:
+    """How the fake misbehaves. -1: never."""
+
+    step_s: float = 0.0  # how long a step takes
+    load_s: float = 0.0
+    context_length: int = 4096
+    raise_at: int = -1  # a prompt with this token makes `step` raise
+    exit_at: int = -1  # a prompt with this token ends the process at once
+    reject_at: int = -1  # a prompt with this token is rejected
+    eos_after: int = -1  # every sequence ends by itself after so many tokens
+    unusable: int = 0  # 1: loading fails with a ModelLoadError; 2: with a bug
+
+
+class FakeCore:
+    """Answers a prompt whose last token is t with t + 1, t + 2, ... modulo `EOS`."""
+
+    def __init__(self, knobs: Knobs | None = None) -> None:
+        self.knobs = knobs or Knobs()
+        self.info = ModelInfo(
+            vocab_size=VOCAB_SIZE,
+            context_length=self.knobs.context_length,
+            eos_token_ids=(EOS,),
+            dtype="float32",
+            device="cpu",
+            architecture="FakeForCausalLM",
+            weight_bytes=0,
+            kv_pool_tokens=self.knobs.context_length,
+            load_s=self.knobs.load_s,
+        )
+        self.running: dict[str, tuple[Submit, list[int], int]] = {}  # submit, prompt, made so far
+        self.steps = 0
+        self.flushes = 0
+        self.aborted: list[str] = []
+
+    @property
+    def idle(self) -> bool:
+        return not self.running
+
+    def submit(self, message: Submit, now: float) -> Rejected | None:
+        prompt = unpack_ids(message.token_ids)
+        if self.knobs.reject_at in prompt:
+            return Rejected(message.request_id, "QueueFull", "the queue is full")
+        self.running[message.request_id] = (message, prompt, 0)
+        return None
+
+    def abort(self, request_id: str, now: float) -> list[ToFrontend]:
+        if request_id not in self.running:
+            return []
+        self.aborted.append(request_id)
+        return [self._finished(request_id, "abort", None)]
+
+    def flush(self) -> bool:
+        self.flushes += self.idle
+        return self.idle
+
+    def inspect(self) -> tuple[EngineStats, list[str]]:
+        return EngineStats(len(self.running), *[0] * 5, self.steps, *[0] * 5), []
+
+    def step(self) -> list[ToFrontend]:
+        if self.idle:
+            return []
+        self.steps += 1
+        time.sleep(self.knobs.step_s)
+        return [message for key in list(self.running) for message in self._advance(key)]
+
+    def _advance(self, request_id: str) -> list[ToFrontend]:
+        submit, prompt, made = self.running[request_id]
+        if self.knobs.exit_at in prompt:
+            os._exit(9)
+        if self.knobs.raise_at in prompt:
+            raise RuntimeError("the fake was told to fail")
+        if made == submit.sampling.max_new_tokens:
+            return [self._finished(request_id, "length", None)]
+        made += 1
+        self.running[request_id] = (submit, prompt, made)
+        token = EOS if made == self.knobs.eos_after else (prompt[-1] + made) % EOS
+        logprobs = [TokenLogprob(-0.5, token, [(-0.5, token)])] if submit.return_logprob else None
+        out: list[ToFrontend] = [Tokens(request_id, [token], 0, logprobs)]
+        if token == EOS or token in submit.sampling.stop_token_ids:
+            out.append(self._finished(request_id, "stop", token))
+        elif made == submit.sampling.max_new_tokens:
+            out.append(self._finished(request_id, "length", None))
+        return out
+
+    def _finished(self, request_id: str, reason: str, matched: int | None) -> Finished:
+        _, prompt, made = self.running.pop(request_id)
+        return Finished(request_id, reason, matched, len(prompt), 0, made, 0, 0.0, 0.0)
+
+
+def make(config: EngineConfig) -> FakeCore:
+    """The core for a model named `fake:KNOB=VALUE,...`."""
+    types = {item.name: item.type for item in fields(Knobs)}
+    pairs = [pair.split("=") for pair in config.model.removeprefix("fake:").split(",") if pair]
+    knobs = Knobs(**{name: types[name](value) for name, value in pairs})
+    time.sleep(knobs.load_s)
+    if knobs.unusable == 1:
+        raise ModelLoadError("fake/model.safetensors ends in the middle of a tensor")
+    if knobs.unusable == 2:
+        raise RuntimeError("a bug while loading")
+    return FakeCore(knobs)

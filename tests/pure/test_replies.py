@@ -1,0 +1,219 @@
+"""Folding an engine's messages into a reply: text as it comes, stops, counts, log-probabilities."""
+
+import sys
+from pathlib import Path
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "api"))
+from byte_tokenizer import EOS, byte_tokenizer
+
+from ramify.srt import errors
+from ramify.srt.messages import (
+    Finished,
+    ModelInfo,
+    Rejected,
+    Submit,
+    TokenLogprob,
+    Tokens,
+    pack_ids,
+)
+from ramify.srt.replies import ReplyAssembler, model_info
+from ramify.srt.sampling_params import SamplingParams
+
+INFO = ModelInfo(1024, 64, (EOS,), "float32", "cpu", "Fake", 0, 64, 0.0)
+TOKENIZER = byte_tokenizer()
+
+
+def assembler(tokenizer=TOKENIZER, *, with_texts=False, submit=None, **sampling) -> ReplyAssembler:
+    submit = submit or Submit("r", pack_ids([1, 2, 3]), SamplingParams(**sampling))
+    return ReplyAssembler(submit, tokenizer, INFO, now=10.0, return_text_in_logprobs=with_texts)
+
+
+def feed(made: ReplyAssembler, ids, size: int = 1) -> list[str]:
+    """Push ids in messages of `size`; the text that each gave."""
+    ids = list(ids)
+    deltas = []
+    for at in range(0, len(ids), size):
+        made.push(Tokens("r", ids[at : at + size], 2), 11.0)
+        deltas.append(made.delta())
+    return deltas
+
+
+def end(made: ReplyAssembler, reason="length", matched=None) -> dict:
+    count = len(made.output_ids)
+    made.push(Finished("r", reason, matched, 3, 2, count, 1, 0.25, 0.5), 12.5)
+    return made.reply()
+
+
+def test_text_comes_as_it_is_decoded_and_never_half_a_character():
+    made = assembler()
+    assert feed(made, "aé€".encode()) == ["a", "", "é", "", "", "€"]
+    reply = end(made)
+    assert reply["text"] == "aé€"
+    assert reply["output_ids"] == list("aé€".encode())
+    assert reply["meta_info"] == {
+        "id": "r",
+        "finish_reason": {"type": "length", "length": 6},
+        "prompt_tokens": 3,
+        "completion_tokens": 6,
+        "cached_tokens": 2,
+        "e2e_latency": 2.5,
+        "num_retractions": 1,
+        "queue_time": 0.25,
+        "ttft": 0.5,
+    }
+
+
+def test_a_reply_before_the_end_has_no_reason():
+    made = assembler()
+    feed(made, b"ab")
+    reply = made.reply()
+    assert (reply["text"], reply["meta_info"]["finish_reason"]) == ("ab", None)
+    assert reply["meta_info"]["cached_tokens"] == 2
+    assert "ttft" not in reply["meta_info"], "known at the end only"
+
+
+def test_half_a_character_at_the_end_is_shown_as_replaced():
+    made = assembler()
+    assert feed(made, b"a\xe2\x82") == ["a", "", ""]
+    assert end(made)["text"] == "a\ufffd"
+    assert made.delta() == "\ufffd"
+
+
+@pytest.mark.parametrize("size", [1, 2, 7, 100])
+def test_a_stop_string_ends_the_reply_however_the_tokens_come(size):
+    """Counts stop at the token that completed the stop, though later ones came with it."""
+    made = assembler(stop=("STOP", "never"))
+    deltas = feed(made, b"one STOP two", size)
+    assert made.wants_abort
+    assert "".join(deltas) == "one "
+    reply = end(made, "abort")
+    assert reply["text"] == "one "
+    assert reply["output_ids"] == list(b"one STOP")
+    assert reply["meta_info"]["completion_tokens"] == 8
+    assert reply["meta_info"]["finish_reason"] == {"type": "stop", "matched": "STOP"}
+
+
+def test_no_stop_trim_keeps_the_stop():
+    made = assembler(stop=("STOP",), no_stop_trim=True)
+    feed(made, b"one STOP two")
+    assert end(made, "abort")["text"] == "one STOP"
+
+
+def test_text_that_might_become_a_stop_is_held_back_and_then_released():
+    made = assembler(stop=("STOP",))
+    assert feed(made, b"a ST") == ["a", " ", "", ""]
+    assert not made.wants_abort
+    assert end(made)["text"] == "a ST"
+    assert made.delta() == "ST"
+
+
+def test_stop_strings_wait_for_min_new_tokens():
+    made = assembler(stop=("\n",), min_new_tokens=3)
+    feed(made, b"\n\na\nb")
+    assert end(made, "abort")["text"] == "\n\na"
+    assert made.output_ids == list(b"\n\na\n")
+
+
+def test_an_end_token_gives_no_text_and_is_counted():
+    made = assembler(skip_special_tokens=False)
+    feed(made, [*b"ab", EOS])
+    reply = end(made, "stop", EOS)
+    assert reply["text"] == "ab"
+    assert reply["output_ids"] == [*b"ab", EOS]
+    assert reply["meta_info"]["finish_reason"] == {"type": "stop", "matched": EOS}
+
+
+def test_a_stop_id_gives_no_text_unless_it_ended_nothing():
+    """With min_new_tokens the engine goes on after a stop id: then it is text."""
+    made = assembler(stop_token_ids=(ord("x"),))
+    assert feed(made, b"axb") == ["a", "", "xb"]
+    feed(made, b"x")
+    assert end(made, "stop", ord("x"))["text"] == "axb"
+    cut = assembler(stop_token_ids=(ord("x"),))
+    feed(cut, b"ax")
+    assert end(cut, "length")["text"] == "ax", "it ended by length, not by the stop id"
+
+
+def test_no_stop_trim_keeps_the_end_token():
+    made = assembler(stop_token_ids=(ord("x"),), no_stop_trim=True)
+    assert feed(made, b"ax") == ["a", "x"]
+    assert end(made, "stop", ord("x"))["text"] == "ax"
+
+
+def test_an_end_token_is_text_when_it_is_to_be_ignored():
+    made = assembler(ignore_eos=True, skip_special_tokens=False)
+    feed(made, [ord("a"), EOS, ord("b")])
+    assert end(made)["text"] == "a<|end|>b"
+
+
+def test_an_abort_gives_what_there_is():
+    made = assembler()
+    feed(made, b"ab")
+    reply = end(made, "abort")
+    assert reply["text"] == "ab"
+    assert reply["meta_info"]["finish_reason"]["type"] == "abort"
+
+
+def test_nothing_generated_is_an_empty_reply():
+    reply = end(assembler())
+    assert (reply["text"], reply["output_ids"]) == ("", [])
+    assert reply["meta_info"]["finish_reason"] == {"type": "length", "length": 0}
+
+
+def test_without_a_tokenizer_there_are_ids_and_no_text():
+    made = assembler(None, stop=("a",))
+    feed(made, b"abc")
+    reply = end(made)
+    assert (reply["text"], reply["output_ids"]) == ("", list(b"abc"))
+
+
+@pytest.mark.parametrize("kind", ["InvalidRequest", "QueueFull", "Unavailable", "Aborted"])
+def test_a_rejection_raises_the_error_it_names(kind):
+    with pytest.raises(getattr(errors, kind), match="because") as caught:
+        assembler().push(Rejected("r", kind, "because", "text", "why"), 11.0)
+    assert (caught.value.param, caught.value.code) == ("text", "why")
+
+
+def test_a_rejection_of_an_unknown_kind_is_a_server_error():
+    with pytest.raises(errors.RequestError) as caught:
+        assembler().push(Rejected("r", "Novel", "because"), 11.0)
+    assert caught.value.status == 500
+
+
+def logprob_submit(top: int) -> Submit:
+    return Submit("r", pack_ids([1, 2, 3]), SamplingParams(stop=("c",)), "", True, 0, top)
+
+
+def test_logprobs_are_triples_cut_where_the_tokens_are():
+    made = assembler(submit=logprob_submit(0))
+    prompt = [TokenLogprob(None, 1), TokenLogprob(-1.5, 2)]
+    logprobs = [TokenLogprob(-0.5, byte) for byte in b"bcd"]
+    made.push(Tokens("r", list(b"bcd"), 0, logprobs, prompt), 11.0)
+    meta = end(made, "abort")["meta_info"]
+    assert meta["input_token_logprobs"] == [[None, 1, None], [-1.5, 2, None]]
+    assert meta["output_token_logprobs"] == [[-0.5, ord("b"), None], [-0.5, ord("c"), None]]
+    assert meta["output_token_logprobs_length"] == 2
+    assert "output_top_logprobs" not in meta
+
+
+def test_top_logprobs_and_texts_come_when_asked_for():
+    made = assembler(submit=logprob_submit(2), with_texts=True)
+    top = [(-0.5, ord("b")), (-1.0, 0xE2)]
+    first = TokenLogprob(None, ord("a"))
+    made.push(Tokens("r", [ord("b")], 0, [TokenLogprob(-0.5, ord("b"), top)], [first]), 11.0)
+    meta = end(made)["meta_info"]
+    assert meta["input_token_logprobs"] == [[None, ord("a"), "a"]]
+    assert meta["output_token_logprobs"] == [[-0.5, ord("b"), "b"]]
+    assert meta["output_top_logprobs"] == [[[-0.5, ord("b"), "b"], [-1.0, 0xE2, "bytes:\\xe2"]]]
+    assert meta["input_top_logprobs"] == [None], "nothing predicts the first token"
+
+
+def test_model_info_says_what_a_client_needs():
+    info = model_info(INFO, "/models/x", "x", TOKENIZER)
+    assert info["chat_template"] == TOKENIZER.chat.source
+    assert (info["bos_token"], info["eos_token"]) == (None, "<|end|>")
+    assert (info["vocab_size"], info["context_length"]) == (1024, 64)
+    bare = model_info(INFO, "dummy:x", "x", None)
+    assert (bare["chat_template"], bare["eos_token"]) == (None, None)
