@@ -58,22 +58,12 @@ class ModelConfig:
         """
         architecture = _architecture(config)
         _refuse_what_is_not_computed(config)
-        hidden, heads = _count(config, "hidden_size"), _count(config, "num_attention_heads")
-        kv_heads = _count(config, "num_key_value_heads", heads)
-        if heads % kv_heads:
-            raise ModelLoadError(
-                f"num_attention_heads ({heads}) must be a multiple of "
-                f"num_key_value_heads ({kv_heads})"
-            )
-        is_qwen3 = architecture == "Qwen3ForCausalLM"
-        head_dim = _count(config, "head_dim", QWEN3_HEAD_DIM if is_qwen3 else hidden // heads)
-        if head_dim % 2:
-            raise ModelLoadError(f"head_dim must be even, got {head_dim}")
+        heads, kv_heads, head_dim = _heads(config, architecture)
         bias = bool(config.get("attention_bias")) and architecture != "MistralForCausalLM"
         is_qwen2 = architecture == "Qwen2ForCausalLM"
         return ModelConfig(
             architecture=architecture,
-            hidden_size=hidden,
+            hidden_size=_count(config, "hidden_size"),
             n_layers=_count(config, "num_hidden_layers"),
             n_heads=heads,
             n_kv_heads=kv_heads,
@@ -86,7 +76,7 @@ class ModelConfig:
             tie_embeddings=bool(config.get("tie_word_embeddings", False)),
             qkv_bias=is_qwen2 or bias,
             o_bias=bias and not is_qwen2,
-            qk_norm=is_qwen3,
+            qk_norm=architecture == "Qwen3ForCausalLM",
             eos_token_ids=_end_tokens(config, generation_config or {}),
             bos_token_id=config.get("bos_token_id"),
             dtype=_dtype(config),
@@ -101,6 +91,22 @@ def _architecture(config: Mapping[str, Any]) -> str:
             f"supported are {', '.join(ARCHITECTURES.values())}"
         )
     return str(named[0])
+
+
+def _heads(config: Mapping[str, Any], architecture: str) -> tuple[int, int, int]:
+    """(query heads, key and value heads, width of a head)."""
+    heads = _count(config, "num_attention_heads")
+    kv_heads = _count(config, "num_key_value_heads", heads)
+    if heads % kv_heads:
+        raise ModelLoadError(
+            f"num_attention_heads ({heads}) must be a multiple of num_key_value_heads ({kv_heads})"
+        )
+    share = _count(config, "hidden_size") // heads
+    is_qwen3 = architecture == "Qwen3ForCausalLM"
+    head_dim = _count(config, "head_dim", QWEN3_HEAD_DIM if is_qwen3 else share)
+    if head_dim % 2:
+        raise ModelLoadError(f"head_dim must be even, got {head_dim}")
+    return heads, kv_heads, head_dim
 
 
 def _refuse_what_is_not_computed(config: Mapping[str, Any]) -> None:

@@ -5,7 +5,7 @@ GGUF names two kinds: `gpt2` (byte-level BPE, with one of a few ways to split te
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +32,10 @@ def write_tokenizer(metadata: Mapping[str, Any], folder: Path) -> None:
     Raises ModelLoadError naming a kind of tokenizer that is not supported.
     """
     tokens: list[str] = _need(metadata, "tokens")
-    tokenizer = _build(metadata, tokens)
+    try:
+        tokenizer = _build(metadata, tokens)
+    except (ValueError, IndexError) as error:  # lists that do not fit together
+        raise ModelLoadError(f"the GGUF file's tokenizer is broken: {error}") from error
     tokenizer.save(str(folder / "tokenizer.json"))
     config: dict[str, Any] = {
         "tokenizer_class": "PreTrainedTokenizerFast",
@@ -77,17 +80,22 @@ def _byte_level(splitter: str, tokens: list[str], merges: list[str]) -> Tokenize
     if splitter not in _SPLITTERS:
         known = ", ".join(_SPLITTERS)
         raise ModelLoadError(f"GGUF tokenizer.ggml.pre {splitter!r} is not supported: {known}")
-    model = models.BPE(
-        vocab={token: i for i, token in enumerate(tokens)},
-        merges=[(left, right) for left, right in (merge.split(" ", 1) for merge in merges)],
-        ignore_merges=splitter == "llama-bpe",  # a word that is a token is that token
-    )
-    tokenizer = Tokenizer(model)
+    pairs = [(left, right) for left, right in (merge.split(" ", 1) for merge in merges)]
+    # With Llama 3 a word that is a token is that token, whatever the merges say.
+    tokenizer = Tokenizer(_bpe(tokens, pairs, ignore_merges=splitter == "llama-bpe"))
     if splitter == "qwen2":
         tokenizer.normalizer = normalizers.NFC()
     tokenizer.pre_tokenizer = _SPLITTERS[splitter]()
     tokenizer.decoder = decoders.ByteLevel()
     return tokenizer
+
+
+def _bpe(tokens: list[str], merges: list[tuple[str, str]], **options: Any) -> models.BPE:
+    vocab = {token: i for i, token in enumerate(tokens)}
+    try:
+        return models.BPE(vocab=vocab, merges=merges, **options)
+    except Exception as error:  # the library raises nothing more precise
+        raise ModelLoadError(f"the GGUF file's tokenizer is broken: {error}") from error
 
 
 def _by_words(pattern: str) -> splitting.PreTokenizer:
@@ -103,7 +111,7 @@ def _gpt2() -> splitting.PreTokenizer:
     return splitting.ByteLevel(add_prefix_space=False, use_regex=True)
 
 
-_SPLITTERS = {
+_SPLITTERS: dict[str, Callable[[], splitting.PreTokenizer]] = {
     "default": _gpt2,
     "gpt-2": _gpt2,
     "smollm": lambda: splitting.Sequence([splitting.Digits(individual_digits=True), _gpt2()]),
@@ -115,9 +123,9 @@ _SPLITTERS = {
 def _sentencepiece(
     tokens: list[str], types: list[int], scores: list[float], prefix: bool
 ) -> Tokenizer:
-    model = models.BPE(
-        vocab={token: i for i, token in enumerate(tokens)},
-        merges=merges_of_scores(tokens, scores),
+    model = _bpe(
+        tokens,
+        merges_of_scores(tokens, scores),
         unk_token=tokens[types.index(UNKNOWN)] if UNKNOWN in types else None,
         fuse_unk=True,
         byte_fallback=True,

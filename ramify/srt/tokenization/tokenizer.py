@@ -121,7 +121,7 @@ def _backend(folder: Path) -> tokenizers.Tokenizer:
         return _converted(folder)
     try:
         return tokenizers.Tokenizer.from_file(str(path))
-    except Exception as error:
+    except Exception as error:  # the library raises nothing more precise
         raise ModelLoadError(f"{path} cannot be read: {error}") from error
 
 

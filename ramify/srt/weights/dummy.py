@@ -38,5 +38,6 @@ class DummySource:
             return torch.zeros(shape)
         if len(shape) == 1 and "norm" in name:
             return torch.ones(shape)
-        generator = torch.Generator().manual_seed((self._seed << 32) ^ crc32(name.encode()))
+        # One number of 32 bits, since torch's generator on the CPU ignores what is above.
+        generator = torch.Generator().manual_seed(crc32(f"{self._seed} {name}".encode()))
         return torch.randn(shape, generator=generator) * SPREAD

@@ -81,7 +81,7 @@ def prepare(model: str) -> ModelFolder:
     path = Path(model).expanduser()
     if path.is_file() and path.suffix == ".gguf":
         return _from_gguf(path)
-    if path.is_dir():
+    if model and path.is_dir():  # Path("") would be the current folder
         return _checked(ModelFolder(path.resolve().name, path))
     if HUB_ID.fullmatch(model) and path.suffix != ".gguf":
         with stage(f"fetching {model} from the hub"):
