@@ -87,7 +87,7 @@ class EngineSupervisor:
         """
         try:
             info = await self._spawn()
-        except (ModelLoadError, asyncio.CancelledError):
+        except (ModelLoadError, OSError, asyncio.CancelledError):
             await self.stop(0.0)
             raise
         self._watcher = asyncio.create_task(self._watch())
@@ -155,7 +155,8 @@ class EngineSupervisor:
                 return self._give_up(f"the engine {ending}; {quick_deaths} times in a row it died")
             await asyncio.sleep(min(FIRST_DELAY_S * 2**quick_deaths, MAX_DELAY_S))
             self.restarts += 1
-            with contextlib.suppress(ModelLoadError):  # it has died: the next turn counts that
+            # It may die before it is ready: the next turn counts that.
+            with contextlib.suppress(ModelLoadError, OSError):
                 await self._spawn()
         return None
 
