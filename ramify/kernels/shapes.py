@@ -53,6 +53,15 @@ def check_heads(heads: int, kv_heads: int, head_dim: int) -> None:
         raise ValueError(f"the head dim must be a multiple of 8 up to 512, got {head_dim}")
 
 
+def check_linear(x: Tensor, weight: Tensor, in_features: int) -> None:
+    """Raise ValueError unless x is [T, in] and of the type of the packed weight."""
+    check_float("x", x, 2)
+    if x.shape[1] != in_features or x.dtype is not weight.dtype:
+        raise ValueError(
+            f"x must be {in_features} wide and {weight.dtype}, got {x.shape[1]}, {x.dtype}"
+        )
+
+
 def check_norm(x: Tensor, weight: Tensor) -> None:
     """Raise ValueError unless x is [T, C] and weight [C], of one type."""
     check_float("x", x, 2)

@@ -12,7 +12,7 @@ from torch import Tensor
 from ramify.kernels.cpu.build import BuildError, build
 
 _HERE = Path(__file__).parent
-_SOURCES = ("elementwise.cpp", "paged_attention.cpp")
+_SOURCES = ("elementwise.cpp", "linear.cpp", "paged_attention.cpp")
 _HEADERS = ("tile.h", "vec.h")
 SUFFIX = {torch.bfloat16: "bf16", torch.float32: "fp32"}
 
@@ -24,6 +24,8 @@ _TYPES: dict[str, Any] = {
     "f": ctypes.c_float,
 }
 _SIGNATURES = {
+    "pack_linear": "pp ii",
+    "linear": "pppp l ii i",
     "rms_norm": "pppp l i f i",
     "silu_mul": "pp l i i",
     "rope_write_kv": "ppppppppp lll iiii f i",
@@ -34,13 +36,18 @@ Function = Callable[..., int]
 
 
 @functools.cache
-def library() -> dict[tuple[str, torch.dtype], Function]:
-    """The functions by name and number type. Raises BuildError."""
+def _load() -> ctypes.CDLL:
     path = build("ramify", [_HERE / name for name in _SOURCES], [_HERE / name for name in _HEADERS])
     try:
-        loaded = ctypes.CDLL(str(path))
+        return ctypes.CDLL(str(path))
     except OSError as error:
         raise BuildError(f"cannot load {path}: {error}") from error
+
+
+@functools.cache
+def library() -> dict[tuple[str, torch.dtype], Function]:
+    """The functions by name and number type. Raises BuildError."""
+    loaded = _load()
     functions: dict[tuple[str, torch.dtype], Function] = {}
     for name, letters in _SIGNATURES.items():
         for dtype, suffix in SUFFIX.items():
@@ -48,6 +55,11 @@ def library() -> dict[tuple[str, torch.dtype], Function]:
             function.argtypes = [_TYPES[letter] for letter in letters.replace(" ", "")]
             functions[name, dtype] = function
     return functions
+
+
+def packs_bf16() -> bool:
+    """Whether this CPU multiplies bf16 itself, so that weights are packed without widening."""
+    return bool(_load().packs_bf16())
 
 
 def pointer(x: Tensor | None) -> int | None:

@@ -139,22 +139,12 @@ struct Runner {
                               &scratch.out[(size_t)row * padded], padded, decay);
     }
 
-    // All rows of the block against one tile, in strips of nearly equal height.
+    // All rows of the block against one tile.
     template <class Values>
     void tile(int rows, int first, int n, const Values& values) {
-        int strips = (rows + MAX_ROWS - 1) / MAX_ROWS;
-        for (int i = 0, row = 0; i < strips; i++) {
-            int height = (rows - row + strips - i - 1) / (strips - i);
-            switch (height) {
-                case 1: strip<1>(row, first, n, values); break;
-                case 2: strip<2>(row, first, n, values); break;
-                case 3: strip<3>(row, first, n, values); break;
-                case 4: strip<4>(row, first, n, values); break;
-                case 5: strip<5>(row, first, n, values); break;
-                default: strip<6>(row, first, n, values); break;
-            }
-            row += height;
-        }
+        for_each_strip(rows, [&](int row, auto height) {
+            strip<decltype(height)::value>(row, first, n, values);
+        });
     }
 
     // Queries and limits of the block; returns how many keys of the item any row sees.

@@ -1,4 +1,5 @@
-// The pieces of a key tile: its two formats, how K and V get into it, and the product kernel.
+// What attention and linear layers are made of: the two formats of a tile, how keys, values and
+// weights get into one, and the product kernel.
 //
 //   Wide    a unit is one float: fp32 pools, and bf16 pools on CPUs without bf16 products
 //   Pairs   a unit is two neighbouring bf16 numbers in 32 bits: one instruction multiplies both
@@ -8,7 +9,7 @@
 
 #include "vec.h"
 
-constexpr int TILE = 64;     // keys
+constexpr int TILE = 64;     // keys, or outputs of a linear layer
 constexpr int MAX_ROWS = 6;  // rows of one strip: 6 x 4 sums, 4 operands and a factor fit 32 registers
 #ifdef __AVX512F__
 constexpr int COLUMNS = 4;  // vectors of one strip
@@ -181,11 +182,29 @@ INLINE void product(const typename Fmt::Unit* a, int a_stride, const Rows& b, in
 }
 
 template <class Fmt, int ROWS, class Rows>
-INLINE void multiply_add(const typename Fmt::Unit* a, int a_stride, const Rows& b, int units,
+inline void multiply_add(const typename Fmt::Unit* a, int a_stride, const Rows& b, int units,
                          int columns, float* c, int c_stride, const float* decay) {
     int column = 0;
     for (; column + COLUMNS * LANES <= columns; column += COLUMNS * LANES)
         product<Fmt, ROWS, COLUMNS>(a, a_stride, b, units, column, c, c_stride, decay);
     for (; column < columns; column += LANES)
         product<Fmt, ROWS, 1>(a, a_stride, b, units, column, c, c_stride, decay);
+}
+
+// body(first row, height) in strips of nearly equal height; the height is known to the compiler.
+template <class Body>
+INLINE void for_each_strip(int rows, const Body& body) {
+    int strips = (rows + MAX_ROWS - 1) / MAX_ROWS;
+    for (int left = strips, row = 0; left > 0; left--) {
+        int height = (rows - row + left - 1) / left;
+        switch (height) {
+            case 1: body(row, std::integral_constant<int, 1>{}); break;
+            case 2: body(row, std::integral_constant<int, 2>{}); break;
+            case 3: body(row, std::integral_constant<int, 3>{}); break;
+            case 4: body(row, std::integral_constant<int, 4>{}); break;
+            case 5: body(row, std::integral_constant<int, 5>{}); break;
+            default: body(row, std::integral_constant<int, MAX_ROWS>{}); break;
+        }
+        row += height;
+    }
 }
