@@ -74,7 +74,7 @@ async def health(service: Serving) -> JSON:
 
 @router.get("/health_generate")
 async def health_generate(service: Serving) -> JSON:
-    """200 when the engine computes one token in time; its prompt is cached apart from all others."""
+    """200 when the engine computes one token in time. Its prompt is cached apart from others."""
     probe = GenerateRequest(
         input_ids=[0], sampling=SamplingParams(max_new_tokens=1), namespace="health"
     )

@@ -57,7 +57,7 @@ async def prepare(
 ) -> Job:
     """Tokenise, check and name all sequences. Raises RequestError with the client's field names."""
     sizes = [request.sampling.n for request in requests]
-    check_batch(sizes, service.serve_config.max_batch)
+    check_batch(sizes, service.serve_config.max_batch, rename("n"))
     named = names(rid, made, sizes)
     chars = sum(len(request.text or "") for request in requests)
     many = len(requests) > 1

@@ -41,7 +41,7 @@ def run(parsed: argparse.Namespace) -> int:
     check_server(server)
     set_up_log(server.log_level)
     with bound(server) as sock:
-        return run_loop(Serving(engine, server, prepare(engine.model), sock))
+        return run_loop(Server(engine, server, prepare(engine.model), sock))
 
 
 def check_server(config: ServeConfig) -> None:
@@ -79,10 +79,10 @@ def bound(config: ServeConfig) -> Iterator[socket.socket]:
         yield sock
 
 
-def run_loop(serving: "Serving") -> int:
+def run_loop(server: "Server") -> int:
     """Run to the end on the fastest loop there is. Returns the exit code."""
     with asyncio.Runner(loop_factory=_fast_loop()) as runner:
-        return runner.run(serving.run())
+        return runner.run(server.run())
 
 
 def _fast_loop() -> Callable[[], asyncio.AbstractEventLoop] | None:
@@ -94,8 +94,8 @@ def _fast_loop() -> Callable[[], asyncio.AbstractEventLoop] | None:
     return factory
 
 
-class _Server(uvicorn.Server):
-    """uvicorn without its signal handlers, which would end the process by the signal, not with 0."""
+class _Http(uvicorn.Server):
+    """uvicorn without its signal handlers, which end the process by the signal and not with 0."""
 
     def __init__(self, config: uvicorn.Config, announce: Callable[[], None]) -> None:
         super().__init__(config)
@@ -110,7 +110,7 @@ class _Server(uvicorn.Server):
         self._announce()
 
 
-class Serving:
+class Server:
     """One run of the server. `core` replaces the model, as in `EngineSupervisor`."""
 
     def __init__(
@@ -126,7 +126,7 @@ class Serving:
         self._name = server.served_model_name or folder.name
         self._supervisor = EngineSupervisor(engine, core=core, log_level=server.log_level)
         self._told_to_stop = asyncio.Event()
-        self._http: _Server | None = None
+        self._http: _Http | None = None
 
     async def run(self) -> int:
         """Serve until told to stop. Returns the exit code; raises ModelLoadError."""
@@ -174,7 +174,7 @@ class Serving:
         finally:
             starting.cancel()
             await asyncio.wait({starting})
-        self._http = _Server(self._http_config(app), self._announce)
+        self._http = _Http(self._http_config(app), self._announce)
 
     def _make_app(self) -> Any:
         from ramify.frontend_api.app import create_app

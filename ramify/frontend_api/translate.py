@@ -17,7 +17,6 @@ from ramify.frontend_api.schema import (
 )
 from ramify.srt.errors import InvalidRequest
 from ramify.srt.intake import (
-    CONSTRAINTS,
     MAX_NAMESPACE_CHARS,
     GenerateRequest,
     generate_requests,
@@ -26,8 +25,6 @@ from ramify.srt.intake import (
 from ramify.srt.sampling_params import SamplingParams
 
 Rename = Callable[[str], str]
-
-SAMPLING_NAMES = {*SamplingParams.__struct_fields__, *CONSTRAINTS}
 
 # Options of the OpenAI bodies that have the runtime's name; the others are in OPENAI_NAMES.
 SHARED = (
@@ -114,12 +111,12 @@ def names(rid: str | list[str] | None, made: str, sizes: Sequence[int]) -> Names
     return Names(ids, groups)
 
 
-def check_batch(sizes: Sequence[int], max_batch: int) -> None:
+def check_batch(sizes: Sequence[int], max_batch: int, n_name: str) -> None:
     """Raises InvalidRequest when a body asks for more sequences than the server takes at once."""
     if sum(sizes) > max_batch:
         raise InvalidRequest(
             f"the prompts and n make {sum(sizes)} sequences; at most {max_batch} are taken at once",
-            param="n" if len(sizes) == 1 else None,
+            param=n_name if len(sizes) == 1 else None,
             code="batch_too_large",
         )
 
@@ -147,8 +144,10 @@ def native_requests(body: GenerateBody, max_batch: int) -> tuple[list[GenerateRe
 
 
 def native_name(param: str) -> str:
-    """A field of the runtime as /generate names it."""
-    return f"sampling_params.{param}" if param in SAMPLING_NAMES else param
+    """A field of the runtime as /generate names it: what is no field of the body is an option."""
+    if param == "namespace":
+        return "cache_salt"
+    return param if param in GenerateBody.model_fields else f"sampling_params.{param}"
 
 
 def _split(prompt: str | list[str] | list[int] | list[list[int]]) -> list[Any]:

@@ -19,16 +19,20 @@ def run(parsed: argparse.Namespace) -> int:
     here = _converted(cache_folder())
     rows = [("name", "here", "what it is")]
     for name, description in known_models():
-        size = next((size for folder, size in here if folder.startswith(f"{name}-")), None)
-        rows.append((name, "-" if size is None else f"{size / 2**20:.0f} MiB", description))
+        sizes = [_mib(size) for folder, size in here if folder.startswith(f"{name}-")]
+        rows.append((name, sizes[0] if sizes else "-", description))
     rows += [(form, "", description) for form, description in FORMS]
     widths = [max(len(row[column]) for row in rows) for column in range(2)]
-    for name, size, description in rows:
-        print(f"{name:<{widths[0]}}  {size:>{widths[1]}}  {description}")
+    for name, size, what in rows:
+        print(f"{name:<{widths[0]}}  {size:>{widths[1]}}  {what}")
     print(f"\nconverted models are kept in {cache_folder()}")
-    for folder, size in here:
-        print(f"  {folder}  {size / 2**20:.0f} MiB")
+    for folder, size_bytes in here:
+        print(f"  {folder}  {_mib(size_bytes)}")
     return 0
+
+
+def _mib(size_bytes: int) -> str:
+    return f"{size_bytes / 2**20:.0f} MiB"
 
 
 def _converted(cache: Path) -> list[tuple[str, int]]:

@@ -1,0 +1,137 @@
+"""What happens when a client, the engine or the server goes away."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import httpx
+import pytest
+
+LONG = {"text": "a", "sampling_params": {"max_new_tokens": 4000}}
+HERE = Path(__file__).parent
+
+
+def wait_until(condition, timeout_s=10.0):
+    deadline = time.monotonic() + timeout_s
+    while not condition():
+        assert time.monotonic() < deadline, "waited too long"
+        time.sleep(0.01)
+
+
+class Asking(threading.Thread):
+    """Posts a request on a thread; `response` is there after `join`."""
+
+    def __init__(self, url, **body):
+        super().__init__()
+        self._url, self._body = url, body
+        self.response = None
+        self.start()
+
+    def run(self):
+        self.response = httpx.post(f"{self._url}/generate", json=self._body, timeout=30)
+
+
+@pytest.mark.parametrize("stream", [True, False])
+@pytest.mark.parametrize("text", ["a", ["a", "b", "c"]])
+def test_a_client_that_goes_away_frees_its_requests(server, stream, text):
+    """Not at the next write, which a long prefill would delay, but at once."""
+    body = json.dumps(LONG | {"stream": stream, "text": text}).encode()
+    head = f"Host: x\r\nContent-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
+    host, port = server.url.removeprefix("http://").split(":")
+    with socket.create_connection((host, int(port))) as sock:
+        sock.sendall(b"POST /generate HTTP/1.1\r\n" + head.encode() + body)
+        wait_until(lambda: server.running() == (1 if text == "a" else 3))
+    wait_until(lambda: server.running() == 0, 2.0)
+
+
+def test_a_stream_whose_reader_stops_half_way_is_freed(server):
+    with server.client.stream("POST", "/generate", json=LONG | {"stream": True}) as response:
+        lines = response.iter_lines()
+        assert next(lines).startswith("data: ")
+        assert server_running_elsewhere(server) == 1
+    wait_until(lambda: server.running() == 0, 2.0)
+
+
+def server_running_elsewhere(server):
+    info = httpx.get(f"{server.url}/server_info").json()
+    return info["internal_states"][0]["running"]
+
+
+def test_one_refused_prompt_of_a_batch_ends_the_others(server):
+    """Token 999 makes the fake engine say that its queue is full."""
+    body = {"input_ids": [[5], [999]], "sampling_params": {"max_new_tokens": 4000}}
+    refused = server.post("/generate", **body)
+    assert refused.status_code == 503
+    assert refused.headers["retry-after"] == "1"
+    assert refused.json()["error"]["type"] == "overloaded_error"
+    wait_until(lambda: server.running() == 0, 2.0)
+
+
+def test_an_engine_that_dies_is_an_answer_and_comes_back(start_server):
+    server = start_server("fake:step_s=0.002,exit_at=999,load_s=0.7")
+    waiting = Asking(server.url, **LONG)
+    wait_until(lambda: server.running() == 1)
+    with server.client.stream("POST", "/generate", json=LONG | {"stream": True}) as stream:
+        lines = stream.iter_lines()
+        next(lines)
+        Asking(server.url, input_ids=[999])
+        rest = [line for line in lines if line]
+    assert rest[-1] == "data: [DONE]"
+    assert json.loads(rest[-2].removeprefix("data: "))["error"]["code"] == "engine_lost"
+    waiting.join()
+    assert waiting.response.status_code == 503
+    assert waiting.response.headers["retry-after"]
+    down = server.client.get("/health")
+    assert (down.status_code, down.headers["retry-after"]) == (503, "2")
+    assert server.post("/generate", text="a").status_code == 503
+    assert server.client.get("/server_info").status_code == 503
+    assert server.client.get("/v1/models").status_code == 200
+    wait_until(lambda: server.client.get("/health").status_code == 200)
+    assert server.post("/generate", text="a", sampling_params={"max_new_tokens": 1}).is_success
+
+
+def test_what_runs_is_finished_before_the_server_stops(start_server):
+    server = start_server("fake:step_s=0.005")
+    first = server.start_lines
+    assert first[0].startswith("ramify ")
+    assert "fake" in first[0]
+    assert [line.split()[0] for line in first[1:]] == ["url", "ready", "memory", "KV"]
+    waiting = Asking(server.url, text="a", sampling_params={"max_new_tokens": 200})
+    wait_until(lambda: server.running() == 1)
+    server.process.send_signal(signal.SIGTERM)
+    wait_until(lambda: refuses(server.url))
+    waiting.join()
+    assert waiting.response.json()["meta_info"]["completion_tokens"] == 200
+    assert server.stop() == 0
+
+
+def refuses(url):
+    try:
+        httpx.get(f"{url}/health")
+    except httpx.ConnectError:
+        return True
+    return False
+
+
+def test_draining_has_an_end(start_server):
+    server = start_server("fake:step_s=0.05", "drain_timeout_s=1.0")
+    waiting = Asking(server.url, **LONG)
+    wait_until(lambda: server.running() == 1)
+    started = time.monotonic()
+    assert server.stop() == 0
+    waiting.join()
+    assert time.monotonic() - started < 6
+
+
+def test_a_server_can_be_stopped_while_it_loads(tokenizer_folder):
+    script = [sys.executable, str(HERE / "http_fakes.py"), "fake:load_s=30", str(tokenizer_folder)]
+    process = subprocess.Popen(script, env={**os.environ, "PYTHONPATH": str(HERE)})
+    time.sleep(1.5)
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(5) == 0
