@@ -103,13 +103,19 @@ class Executor:
         return future is not None and isinstance(future.outcome, Value)
 
     def future(self, name: str) -> Future:
-        """The variable. Raises UnknownVariable if there is none and none can come."""
+        """The variable. Raises UnknownVariable if there is none and none can come.
+
+        In a state that has failed it is an Error: the program may not have come to it.
+        """
         with self._lock:
             future = self._variables.get(name)
             if future is None and self._caller_waits():
                 future = self._awaited.setdefault(name, Future(name))
         if future is None:
-            raise UnknownVariable(name)
+            if self._failure is None:
+                raise UnknownVariable(name)
+            future = Future(name)
+            future.settle(Error(self._failure))
         return future
 
     def variables(self) -> dict[str, Future]:

@@ -10,6 +10,7 @@ The parts are accepted only if they put together again give every probe, to the 
 """
 
 from collections.abc import Mapping
+from dataclasses import replace
 from datetime import datetime
 from functools import lru_cache
 from typing import Any, NoReturn
@@ -22,8 +23,10 @@ from ramify.lang.chat_template import (
     match_model_path,
 )
 from ramify.lang.conversation import Conversation
+from ramify.lang.future import Value, capture
 
 S, U, A, V = "MarkSystem", "MarkUser", "MarkAssistant", "MarkAgain"
+BOS = "MarkBos"  # not the token itself: templates write that for other reasons, too
 NAME = "model"
 
 
@@ -50,21 +53,17 @@ def choose_template(info: Mapping[str, Any]) -> ChatTemplate:
 def derive(source: str, bos: str, eos: str) -> ChatTemplate | None:
     """The markup per role of a Jinja template, or None if it has no fixed one.
 
-    Where system messages are refused or merged into others, the result has no role `system`. BOS
-    is left out: the server puts it before every text.
+    Where system messages are refused or merged into others, the result has no role `system`. A BOS
+    that the template puts before everything is left out: the server puts it before every text.
     """
-    from jinja2 import TemplateError  # jinja2 is only loaded for models that bring a template
-
-    try:
-        return _derive(_Probe(source, bos, eos), eos)
-    except (NotDerivable, TemplateError, TypeError, ValueError, KeyError, AttributeError):
-        return None  # whatever a template may do with the probes, it only means "not this way"
+    found = capture(lambda: Value(_derive(_Probe(source, eos), bos, eos)))
+    return found.value if isinstance(found, Value) else None  # an error only means "not this way"
 
 
 class _Probe:
     """Renders conversations with a template, in a sandbox."""
 
-    def __init__(self, source: str, bos: str, eos: str) -> None:
+    def __init__(self, source: str, eos: str) -> None:
         from jinja2.ext import loopcontrols
         from jinja2.sandbox import ImmutableSandboxedEnvironment
 
@@ -76,38 +75,43 @@ class _Probe:
             datetime.now().astimezone().strftime(form)
         )
         self._template = environment.from_string(source)
-        self.bos, self._eos = bos, eos
+        self._eos = eos
 
     def render(self, messages: list[Message], *, generate: bool = False) -> str:
-        """The text without its leading BOS."""
+        """The text without a leading BOS; one further on is the mark."""
         text = self._template.render(
             messages=messages,
             add_generation_prompt=generate,
-            bos_token=self.bos,
+            bos_token=BOS,
             eos_token=self._eos,
         )
-        return text.removeprefix(self.bos)
+        return text.removeprefix(BOS)
 
 
 def _refuse(message: str) -> NoReturn:
     raise NotDerivable(message)
 
 
-def _derive(probe: _Probe, eos: str) -> ChatTemplate:
+def _derive(probe: _Probe, bos: str, eos: str) -> ChatTemplate:
     user, assistant, space = _user_and_assistant(probe)
+    stop = eos if eos and eos in assistant[1] else assistant[1].strip()
+    roles = {"user": user, "assistant": assistant}
+    bare = ChatTemplate(NAME, None, roles, (stop,) if stop else ())
     try:
         system, style = _system(probe, user)
-        roles = {"system": system, "user": user, "assistant": assistant}
+        full = replace(bare, role_prefix_and_suffix={"system": system} | roles, style=style)
+        found = _checked(full, probe, (U, U + A + V, S + U, S + U + A + V), space)
     except NotDerivable:
-        roles, style = {"user": user, "assistant": assistant}, ChatTemplateStyle.PLAIN
-    stop = eos if eos and eos in assistant[1] else assistant[1].strip()
-    bare = ChatTemplate(NAME, None, roles, (stop,) if stop else (), style)
-    first = probe.render(_messages(U))
-    default = _default_system(_before(first, U), bare)
-    found = ChatTemplate(NAME, default, roles, bare.stop_str, style)
-    for marks in (U, U + A + V, *([S + U, S + U + A + V] if "system" in roles else [])):
-        _check(found, probe, marks, space)
-    return found
+        found = _checked(bare, probe, (U, U + A + V), space)
+    return replace(found, role_prefix_and_suffix=_with_bos(found.role_prefix_and_suffix, bos))
+
+
+def _with_bos(roles: Mapping[str, tuple[str, str]], bos: str) -> dict[str, tuple[str, str]]:
+    """The markup with the token in the place of its mark."""
+    return {
+        role: (prefix.replace(BOS, bos), suffix.replace(BOS, bos))
+        for role, (prefix, suffix) in roles.items()
+    }
 
 
 def _messages(marks: str) -> list[Message]:
@@ -157,9 +161,9 @@ def _user_and_assistant(probe: _Probe) -> tuple[tuple[str, str], tuple[str, str]
         raise NotDerivable("the generation prompt is not how an assistant message begins")
     assistant_suffix = _after(probe.render(_messages(U + A)), A)
     user_prefix = _without_prefix(_between(chat, A, V), assistant_suffix)
-    if probe.bos and user_prefix.startswith(probe.bos):
-        user_prefix = user_prefix.removeprefix(probe.bos)
-        assistant_suffix += probe.bos
+    if user_prefix.startswith(BOS):
+        user_prefix = user_prefix.removeprefix(BOS)
+        assistant_suffix += BOS
     return (user_prefix, user_suffix), (assistant_prefix, assistant_suffix), space
 
 
@@ -183,13 +187,21 @@ def _default_system(opening: str, bare: ChatTemplate) -> str | None:
     return _without_suffix(rest, after)
 
 
-def _check(template: ChatTemplate, probe: _Probe, marks: str, space: str) -> None:
-    """Raise NotDerivable unless the template writes this probe as the model's own does."""
-    messages = _messages(marks)
-    conversation, text = Conversation(template), ""
-    for message in messages:
-        text += conversation.begin(message["role"], text)
-        text += (space if message["role"] == "assistant" else "") + message["content"]
-        text += conversation.end(message["role"], text)
-    if text != probe.render(messages):
-        raise NotDerivable(f"the parts give {text!r}")
+def _checked(
+    bare: ChatTemplate, probe: _Probe, probes: tuple[str, ...], space: str
+) -> ChatTemplate:
+    """`bare` with its default system prompt.
+
+    Raises NotDerivable unless it writes every probe as the model's own template does.
+    """
+    default = _default_system(_before(probe.render(_messages(U)), U), bare)
+    template = replace(bare, default_system_prompt=default)
+    for marks in probes:
+        conversation, text = Conversation(template), ""
+        for message in _messages(marks):
+            text += conversation.begin(message["role"], text)
+            text += (space if message["role"] == "assistant" else "") + message["content"]
+            text += conversation.end(message["role"], text)
+        if text != probe.render(_messages(marks)):
+            raise NotDerivable(f"the parts give {text!r}")
+    return template

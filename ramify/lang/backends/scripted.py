@@ -7,6 +7,7 @@ remembered, so that `cached_tokens` counts as a real cache would.
 import re
 import threading
 import zlib
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
@@ -15,6 +16,7 @@ from ramify.lang.options import as_strings
 Reply = str | list[str] | Exception
 Script = Mapping[str, Reply] | Callable[[str], Reply]
 LogProb = Callable[[str, str], float]
+MAX_SEEN = 256  # texts that are remembered as cached
 TOKEN = re.compile(r"\s?\w+|\s|[^\w\s]")
 
 
@@ -48,7 +50,7 @@ class ScriptedEngine:
         self._logprob = logprob
         self._info = {"model_path": "scripted", "chat_template": None} | model_info
         self._ids: dict[str, int] = {}
-        self._seen: list[list[str]] = []
+        self._seen: deque[list[str]] = deque(maxlen=MAX_SEEN)
         self._lock = threading.Lock()
 
     def generate(
