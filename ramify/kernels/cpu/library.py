@@ -36,18 +36,13 @@ Function = Callable[..., int]
 
 
 @functools.cache
-def _load() -> ctypes.CDLL:
-    path = build("ramify", [_HERE / name for name in _SOURCES], [_HERE / name for name in _HEADERS])
-    try:
-        return ctypes.CDLL(str(path))
-    except OSError as error:
-        raise BuildError(f"cannot load {path}: {error}") from error
-
-
-@functools.cache
 def library() -> dict[tuple[str, torch.dtype], Function]:
     """The functions by name and number type. Raises BuildError."""
-    loaded = _load()
+    path = build("ramify", [_HERE / name for name in _SOURCES], [_HERE / name for name in _HEADERS])
+    try:
+        loaded = ctypes.CDLL(str(path))
+    except OSError as error:
+        raise BuildError(f"cannot load {path}: {error}") from error
     functions: dict[tuple[str, torch.dtype], Function] = {}
     for name, letters in _SIGNATURES.items():
         for dtype, suffix in SUFFIX.items():
@@ -55,11 +50,6 @@ def library() -> dict[tuple[str, torch.dtype], Function]:
             function.argtypes = [_TYPES[letter] for letter in letters.replace(" ", "")]
             functions[name, dtype] = function
     return functions
-
-
-def packs_bf16() -> bool:
-    """Whether this CPU multiplies bf16 itself, so that weights are packed without widening."""
-    return bool(_load().packs_bf16())
 
 
 def pointer(x: Tensor | None) -> int | None:

@@ -4,9 +4,17 @@
 //
 // Every output is one sum over `in`, front to back, whatever the number of rows: the result of a
 // row does not depend, in any bit, on the rows computed beside it.
+#include <vector>
+
 #include "tile.h"
 
 namespace {
+
+// A panel holds units, but bf16 stays bf16 where the unit would be twice its size.
+template <class T>
+constexpr bool WIDENS = sizeof(typename Format<T>::Unit) > sizeof(T) * Format<T>::PER_UNIT;
+template <class T>
+using Stored = std::conditional_t<WIDENS<T>, T, typename Format<T>::Unit>;
 
 constexpr int BLOCK_UNITS = 512;    // of a panel at a time: 128 KiB, which stay in cache for all rows
 constexpr int BLOCK_ROWS = 192;     // of one task
@@ -17,22 +25,32 @@ template <class T>
 struct Linear {
     using Unit = typename Format<T>::Unit;
     const T* x;
-    const Unit* panels;
+    const Stored<T>* panels;
     const T* bias;
     T* out;
     int64_t rows;
     int in, outputs;
 
-    // Rows [begin, begin + count) of one panel, into sums [count][TILE].
-    void multiply(int64_t panel, int64_t begin, int count, float* sums) const {
-        int units = in / Format<T>::PER_UNIT;
-        for (int unit = 0; unit < units; unit += BLOCK_UNITS) {
-            int n = std::min(BLOCK_UNITS, units - unit);
-            TileRows<Unit> weights{panels + (panel * units + unit) * TILE, TILE};
+    int units() const { return in / Format<T>::PER_UNIT; }
+
+    // Rows of x as units; `widened` keeps those that are not units already.
+    const Unit* left(int64_t begin, int count, std::vector<Unit>& widened) const {
+        const T* from = x + begin * in;
+        if constexpr (!WIDENS<T>) return reinterpret_cast<const Unit*>(from);
+        widened.resize((size_t)count * in);
+        Format<T>::copy(from, widened.data(), count * in);
+        return widened.data();
+    }
+
+    // Some rows times one panel, into sums [count][TILE].
+    void multiply(int64_t panel, const Unit* rows, int count, float* sums) const {
+        for (int unit = 0; unit < units(); unit += BLOCK_UNITS) {
+            int n = std::min(BLOCK_UNITS, units() - unit);
+            TileRows<Stored<T>> weights{panels + (panel * units() + unit) * TILE, TILE};
             for_each_strip(count, [&](int row, auto height) {
-                const Unit* left = reinterpret_cast<const Unit*>(x + (begin + row) * in) + unit;
                 multiply_add<Format<T>, decltype(height)::value>(
-                    left, units, weights, n, TILE, sums + row * TILE, TILE, unit ? KEEP : nullptr);
+                    rows + (int64_t)row * units() + unit, units(), weights, n, TILE,
+                    sums + row * TILE, TILE, unit ? KEEP : nullptr);
             });
         }
     }
@@ -56,7 +74,8 @@ struct Linear {
             alignas(64) static thread_local float sums[BLOCK_ROWS * TILE];
             int64_t panel = task % n_panels, begin = task / n_panels * BLOCK_ROWS;
             int count = (int)std::min<int64_t>(BLOCK_ROWS, rows - begin);
-            multiply(panel, begin, count, sums);
+            static thread_local std::vector<Unit> widened;
+            multiply(panel, left(begin, count, widened), count, sums);
             store_sums(panel, begin, count, sums);
         });
     }
@@ -64,13 +83,18 @@ struct Linear {
 
 // The last panel repeats the last output until it is full.
 template <class T>
-void pack(const T* weight, typename Format<T>::Unit* panels, int in, int outputs) {
+void pack(const T* weight, Stored<T>* panels, int in, int outputs) {
+    std::vector<typename Format<T>::Unit> tile((size_t)in * TILE / Format<T>::PER_UNIT);
     for (int first = 0; first < outputs; first += TILE) {
         int64_t offsets[TILE];
         for (int i = 0; i < TILE; i++)
             offsets[i] = (int64_t)std::min(first + i, outputs - 1) * in;
-        int64_t at = (int64_t)first * (in / Format<T>::PER_UNIT);
-        transpose_keys(weight, offsets, TILE, in, panels + at);
+        transpose_keys(weight, offsets, TILE, in, tile.data());
+        Stored<T>* to = panels + (int64_t)(first / TILE) * tile.size();
+        if constexpr (WIDENS<T>)
+            for (size_t i = 0; i < tile.size(); i += LANES) store(to + i, load(&tile[i]));
+        else
+            std::copy(tile.begin(), tile.end(), to);
     }
 }
 
@@ -78,17 +102,14 @@ void pack(const T* weight, typename Format<T>::Unit* panels, int in, int outputs
 
 #define EXPORT extern "C" __attribute__((visibility("default")))
 
-// Whether panels are as small as the weight itself: not where bf16 is widened to be multiplied.
-EXPORT int packs_bf16() { return std::is_same_v<Format<bf16>, Wide> ? 0 : 1; }
-
 #define EXPORT_FOR(T, NAME)                                                                     \
     EXPORT void pack_linear_##NAME(const T* weight, void* panels, int in, int outputs) {        \
-        pack(weight, static_cast<Format<T>::Unit*>(panels), in, outputs);                       \
+        pack(weight, static_cast<Stored<T>*>(panels), in, outputs);                             \
     }                                                                                           \
     EXPORT void linear_##NAME(const T* x, const void* panels, const T* bias, T* out,            \
                               int64_t rows, int in, int outputs, int threads) {                 \
-        Linear<T>{x, static_cast<const Format<T>::Unit*>(panels), bias, out, rows, in, outputs} \
-            .run(threads);                                                                      \
+        Linear<T>{x, static_cast<const Stored<T>*>(panels), bias, out, rows, in, outputs}.run(  \
+            threads);                                                                           \
     }
 
 EXPORT_FOR(bf16, bf16)

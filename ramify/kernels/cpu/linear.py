@@ -1,14 +1,14 @@
-"""Linear layers: our panels where the CPU multiplies the type well, else oneDNN, else plain torch.
+"""Linear layers: our panels, or oneDNN where the CPU has matrix units (AMX), which we do not use.
 
-Panels are up to twice as fast as oneDNN on few rows and equal on many, and a row's result has the
-same bits in any batch, which no other choice here promises.
+Panels are up to twice as fast as oneDNN on few rows and equal on many, and the bits of a row do
+not depend on its batch; oneDNN computes a single row in another order than several.
 """
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ramify.kernels.cpu.library import library, packs_bf16, pointer
+from ramify.kernels.cpu.library import library, pointer
 from ramify.kernels.packed_linear import PackedLinear
 from ramify.kernels.shapes import check_dense, check_float, check_linear
 
@@ -25,12 +25,27 @@ def pack_linear(weight: Tensor, bias: Tensor | None) -> PackedLinear:
     out_features, in_features = weight.shape
     if bias is not None:
         check_dense("bias", bias, weight.dtype, out_features)
-    if in_features % 2 == 0 and (weight.dtype is torch.float32 or packs_bf16()):
+    wide = weight.dtype is torch.float32
+    if not wide and torch.cpu._is_amx_tile_supported():
+        packed = pack_onednn(weight, bias)
+        if packed is not None:
+            return packed
+    if wide or in_features % 2 == 0:
         return PackedLinear(_panels(weight), bias, in_features, out_features, "panels")
-    packed = _onednn(weight)
-    if packed is not None:
-        return PackedLinear(packed, bias, in_features, out_features, "onednn")
     return PackedLinear(weight, bias, in_features, out_features, "plain")
+
+
+def pack_onednn(weight: Tensor, bias: Tensor | None) -> PackedLinear | None:
+    """The weight in oneDNN's layout, proven by one multiplication; None if this machine cannot."""
+    if not torch.backends.mkldnn.is_available():  # type: ignore[no-untyped-call]
+        return None
+    out_features, in_features = weight.shape
+    try:
+        packed: Tensor = torch.ops.mkldnn._reorder_linear_weight(weight, ONEDNN_ROWS)
+        _multiply_onednn(weight.new_zeros(1, in_features), packed, None)
+    except RuntimeError:
+        return None
+    return PackedLinear(packed, bias, in_features, out_features, "onednn")
 
 
 def linear(x: Tensor, packed: PackedLinear) -> Tensor:
@@ -40,7 +55,7 @@ def linear(x: Tensor, packed: PackedLinear) -> Tensor:
         return _multiply_panels(x, packed)
     if packed.layout == "plain":
         return F.linear(x, packed.weight, packed.bias)
-    return _apply_onednn(x, packed.weight, packed.bias)
+    return _multiply_onednn(x, packed.weight, packed.bias)
 
 
 def _panels(weight: Tensor) -> Tensor:
@@ -68,18 +83,6 @@ def _multiply_panels(x: Tensor, packed: PackedLinear) -> Tensor:
     return out
 
 
-def _onednn(weight: Tensor) -> Tensor | None:
-    """The reordered weight, proven by one multiplication; None if this machine cannot."""
-    if not torch.backends.mkldnn.is_available():  # type: ignore[no-untyped-call]
-        return None
-    try:
-        packed: Tensor = torch.ops.mkldnn._reorder_linear_weight(weight, ONEDNN_ROWS)
-        _apply_onednn(weight.new_zeros(1, weight.shape[1]), packed, None)
-    except RuntimeError:
-        return None
-    return packed
-
-
-def _apply_onednn(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+def _multiply_onednn(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     out: Tensor = torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
     return out

@@ -64,14 +64,17 @@ using Format = typename FormatOf<T>::type;
 
 // --- values: row k of the right operand of P V -----------------------------------------------------
 
-// A tile in scratch memory: rows of units, one after the other.
-template <class Unit>
+// A tile in memory: rows of units one after the other, or of bf16 that are widened when read.
+template <class Stored>
 struct TileRows {
-    const Unit* base;
+    const Stored* base;
     int64_t stride;
     INLINE auto operator()(int k, int column) const {
-        using Vector = std::conditional_t<std::is_same_v<Unit, float>, Floats, Words>;
-        return read<Vector>(base + k * stride + column);
+        const Stored* from = base + k * stride + column;
+        if constexpr (std::is_same_v<Stored, uint32_t>)
+            return read<Words>(from);
+        else
+            return load(from);
     }
 };
 
