@@ -42,4 +42,4 @@ bench: .venv/.dev
 	$(BIN)/python benchmarks/run_all.py
 
 gpu-check: .venv/.dev
-	$(BIN)/pytest -m gpu
+	$(BIN)/pytest tests/gpu -m gpu

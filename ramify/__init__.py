@@ -10,14 +10,19 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 _LANG = (
+    "ProgramState",
     "RuntimeEndpoint",
+    "SglFunction",
     "assistant",
     "assistant_begin",
     "assistant_end",
     "flush_cache",
     "function",
     "gen",
+    "gen_int",
+    "gen_string",
     "get_server_info",
+    "global_config",
     "greedy_token_selection",
     "select",
     "set_default_backend",
