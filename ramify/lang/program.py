@@ -123,7 +123,10 @@ class SglFunction:
         return trace_call(self._traced(kwargs))
 
     def cache(self, backend: Any = None) -> None:
-        """Have the backend compute the constant text that every run begins with, if it is long."""
+        """Have the backend compute the constant text that every run begins with, if it is long.
+
+        To find it, the function is run on symbols up to the first node that is not constant.
+        """
         chosen = backend_or_default(backend)
         prefix = constant_prefix(trace_prefix(self._traced({})), chosen.chat_template)
         if len(prefix) > MIN_CACHED_PREFIX_CHARS:
