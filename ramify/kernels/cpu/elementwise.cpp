@@ -75,7 +75,6 @@ INLINE void gated(const T* gate, const T* up, T* out, int n) {
 
 template <class T>
 void silu_mul(const T* gate_up, T* out, int64_t tokens, int width, int threads) {
-    constexpr int TOGETHER = 8;
     for_each_token(tokens, 2 * width, threads, [&](int64_t token) {
         const T *gate = gate_up + token * 2 * width, *up = gate + width;
         T* to = out + token * width;

@@ -65,7 +65,6 @@ struct Scratch {
 template <int MR>
 INLINE void softmax(float (*s)[TILE], const int* seen, float scale, float* peak, float* sum,
                     float* decay) {
-    Floats before{}, after{};
     for (int r = 0; r < MR; r++) {
         Floats top = splat(NEVER);
         for (int c = 0; c < TILE; c += LANES) {
@@ -74,22 +73,24 @@ INLINE void softmax(float (*s)[TILE], const int* seen, float scale, float* peak,
             store(s[r] + c, v);
             top = larger(top, v);
         }
-        before[r] = peak[r];
-        peak[r] = after[r] = std::max(peak[r], max_lanes(top));
+        float before = peak[r];
+        peak[r] = std::max(before, max_lanes(top));
+        decay[r] = before - peak[r];
     }
-    Floats factor = exp2(before - after);
+    for (int r = 0; r < MR; r += LANES) store(decay + r, exp2(load(decay + r)));
     for (int r = 0; r < MR; r++) {
-        Floats power[TILE / LANES];
-        for (int j = 0; j < TILE / LANES; j++) power[j] = load(s[r] + j * LANES) - peak[r];
-        exp2(power);
-        // A row that has seen nothing yet has peak NEVER: its P is 0, not 2^0.
         Floats total{};
-        for (int j = 0; j < TILE / LANES; j++) {
-            Floats p = peak[r] > NEVER ? power[j] : Floats{};
-            store(s[r] + j * LANES, p);
-            total += p;
+        for (int c = 0; c < TILE; c += 4 * LANES) {
+            Floats power[4];
+            for (int j = 0; j < 4; j++) power[j] = load(s[r] + c + j * LANES) - peak[r];
+            exp2(power);
+            for (int j = 0; j < 4; j++) {
+                // A row that has seen nothing yet has peak NEVER: its P is 0, not 2^0.
+                Floats p = peak[r] > NEVER ? power[j] : Floats{};
+                store(s[r] + c + j * LANES, p);
+                total += p;
+            }
         }
-        decay[r] = factor[r];
         sum[r] = sum[r] * decay[r] + sum_lanes(total);
     }
 }
@@ -121,7 +122,7 @@ struct Runner {
     template <int MR, class Values>
     void strip(int row, int first, int n, const Values& values) {
         alignas(64) float s[MR][TILE];
-        float decay[MR];
+        float decay[16] = {};  // whole vectors of them
         int seen[MR], most = 0;
         for (int r = 0; r < MR; r++) {
             seen[r] = std::min(n, scratch.limit[row + r] + 1 - first);

@@ -10,11 +10,12 @@
 #include "vec.h"
 
 constexpr int TILE = 64;     // keys, or outputs of a linear layer
-constexpr int MAX_ROWS = 6;  // rows of one strip: 6 x 4 sums, 4 operands and a factor fit 32 registers
-#ifdef __AVX512F__
-constexpr int COLUMNS = 4;  // vectors of one strip
+constexpr int MAX_ROWS = 6;  // of one strip
+// Vectors of one strip. 6 x 4 sums, 4 operands and a factor fit 32 registers, 6 x 2 fit 16.
+#if defined(__AVX512F__) || defined(__aarch64__)
+constexpr int COLUMNS = 4;
 #else
-constexpr int COLUMNS = 1;
+constexpr int COLUMNS = 2;
 #endif
 
 struct Wide {
@@ -106,29 +107,7 @@ struct KeyRows {
 
 // --- keys: the transposed tile -------------------------------------------------------------------
 
-// rows[i][j] <-> rows[j][i]: four rounds, each exchanging off-diagonal blocks of half the size.
-INLINE void transpose(Words* rows) {
-#define LOWER(...) __builtin_shufflevector(a, b, __VA_ARGS__)
-#define EXCHANGE(SIZE, LOW, HIGH)           \
-    for (int i = 0; i < LANES; i++)         \
-        if (!(i & SIZE)) {                  \
-            Words a = rows[i], b = rows[i + SIZE]; \
-            rows[i] = LOW;                  \
-            rows[i + SIZE] = HIGH;          \
-        }
-    EXCHANGE(8, LOWER(0, 1, 2, 3, 4, 5, 6, 7, 16, 17, 18, 19, 20, 21, 22, 23),
-             LOWER(8, 9, 10, 11, 12, 13, 14, 15, 24, 25, 26, 27, 28, 29, 30, 31))
-    EXCHANGE(4, LOWER(0, 1, 2, 3, 16, 17, 18, 19, 8, 9, 10, 11, 24, 25, 26, 27),
-             LOWER(4, 5, 6, 7, 20, 21, 22, 23, 12, 13, 14, 15, 28, 29, 30, 31))
-    EXCHANGE(2, LOWER(0, 1, 16, 17, 4, 5, 20, 21, 8, 9, 24, 25, 12, 13, 28, 29),
-             LOWER(2, 3, 18, 19, 6, 7, 22, 23, 10, 11, 26, 27, 14, 15, 30, 31))
-    EXCHANGE(1, LOWER(0, 16, 2, 18, 4, 20, 6, 22, 8, 24, 10, 26, 12, 28, 14, 30),
-             LOWER(1, 17, 3, 19, 5, 21, 7, 23, 9, 25, 11, 27, 13, 29, 15, 31))
-#undef EXCHANGE
-#undef LOWER
-}
-
-// to[unit][key] from 16 keys at a time. A 32-bit word of a key is one fp32 channel or two bf16
+// to[unit][key] from LANES keys at a time. A 32-bit word of a key is one fp32 channel or two bf16
 // channels; two bf16 channels stay together in `Pairs` and become two rows in `Wide`.
 template <class T>
 INLINE void transpose_keys(const T* pool, const int64_t* offsets, int n, int head_dim,

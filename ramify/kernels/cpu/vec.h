@@ -1,11 +1,12 @@
-// Vectors of 16 floats in the compiler's own notation, so that one source serves every CPU: the
-// compiler splits them into what the machine has (one AVX-512, two AVX2, four NEON registers).
+// Vectors of one register in the compiler's own notation, so that one source serves every CPU:
+// 16 floats with AVX-512, 8 with AVX, 4 elsewhere (NEON, SSE).
 #pragma once
 #include <algorithm>
 #include <cmath>
 #include <cstddef>
 #include <cstdint>
 #include <cstring>
+#include <utility>
 
 #ifdef __AVX512F__
 #include <immintrin.h>
@@ -14,11 +15,17 @@
 #define INLINE inline __attribute__((always_inline))
 #define INLINE_BODY __attribute__((always_inline))  // for a lambda
 
+#if defined(__AVX512F__)
 constexpr int LANES = 16;
-typedef float Floats __attribute__((vector_size(64)));
-typedef int32_t Ints __attribute__((vector_size(64)));
-typedef uint32_t Words __attribute__((vector_size(64)));
-typedef uint16_t Halves __attribute__((vector_size(32)));
+#elif defined(__AVX__)
+constexpr int LANES = 8;
+#else
+constexpr int LANES = 4;
+#endif
+typedef float Floats __attribute__((vector_size(4 * LANES)));
+typedef int32_t Ints __attribute__((vector_size(4 * LANES)));
+typedef uint32_t Words __attribute__((vector_size(4 * LANES)));
+typedef uint16_t Halves __attribute__((vector_size(2 * LANES)));
 
 // The upper half of a float: 8 bits of exponent, 7 of fraction.
 struct bf16 {
@@ -90,22 +97,31 @@ INLINE Floats round_as(Floats v, const bf16*) {
 
 // --- over the lanes ------------------------------------------------------------------------------
 
-template <class Vector>
-INLINE Vector swap8(Vector v) {
-    return __builtin_shufflevector(v, v, 8, 9, 10, 11, 12, 13, 14, 15, 0, 1, 2, 3, 4, 5, 6, 7);
+// Lane i of the result is lane FROM[i] of a, or of b from LANES on.
+template <int... FROM, class Vector>
+INLINE Vector pick(Vector a, Vector b) {
+#ifdef __clang__
+    return __builtin_shufflevector(a, b, FROM...);
+#else
+    return __builtin_shuffle(a, b, Ints{FROM...});
+#endif
 }
-template <class Vector>
-INLINE Vector swap4(Vector v) {
-    return __builtin_shufflevector(v, v, 4, 5, 6, 7, 0, 1, 2, 3, 12, 13, 14, 15, 8, 9, 10, 11);
+
+template <int DISTANCE, class Vector, int... I>
+INLINE Vector swap(Vector v, std::integer_sequence<int, I...>) {
+    return pick<(I ^ DISTANCE)...>(v, v);
 }
-template <class Vector>
-INLINE Vector swap2(Vector v) {
-    return __builtin_shufflevector(v, v, 2, 3, 0, 1, 6, 7, 4, 5, 10, 11, 8, 9, 14, 15, 12, 13);
+// Of two rows, the blocks of SIZE lanes that belong to the first, or second, after an exchange:
+//   a: A0 A1   b: B0 B1   ->   first: A0 B0   second: A1 B1
+template <int SIZE, class Vector, int... I>
+INLINE Vector first_blocks(Vector a, Vector b, std::integer_sequence<int, I...>) {
+    return pick<(I & SIZE ? I - SIZE + LANES : I)...>(a, b);
 }
-template <class Vector>
-INLINE Vector swap1(Vector v) {
-    return __builtin_shufflevector(v, v, 1, 0, 3, 2, 5, 4, 7, 6, 9, 8, 11, 10, 13, 12, 15, 14);
+template <int SIZE, class Vector, int... I>
+INLINE Vector second_blocks(Vector a, Vector b, std::integer_sequence<int, I...>) {
+    return pick<(I & SIZE ? I + LANES : I + SIZE)...>(a, b);
 }
+constexpr auto ALL_LANES = std::make_integer_sequence<int, LANES>{};
 
 #ifdef __AVX512F__  // one instruction, which the compiler does not find by itself
 INLINE Floats larger(Floats a, Floats b) { return (Floats)_mm512_max_ps((__m512)a, (__m512)b); }
@@ -115,21 +131,36 @@ INLINE Floats larger(Floats a, Floats b) { return a > b ? a : b; }
 INLINE Floats smaller(Floats a, Floats b) { return a < b ? a : b; }
 #endif
 
+// One number from all lanes, by halving.
+template <int DISTANCE = LANES / 2, class Combine>
+INLINE float reduce(Floats v, const Combine& combine) {
+    v = combine(v, swap<DISTANCE>(v, ALL_LANES));
+    if constexpr (DISTANCE > 1) return reduce<DISTANCE / 2>(v, combine);
+    return v[0];
+}
 INLINE float sum_lanes(Floats v) {
-    v += swap8(v);
-    v += swap4(v);
-    v += swap2(v);
-    return (v + swap1(v))[0];
+    return reduce(v, [](Floats a, Floats b) INLINE_BODY { return a + b; });
 }
 INLINE float max_lanes(Floats v) {
-    v = larger(v, swap8(v));
-    v = larger(v, swap4(v));
-    v = larger(v, swap2(v));
-    return larger(v, swap1(v))[0];
+    return reduce(v, [](Floats a, Floats b) INLINE_BODY { return larger(a, b); });
 }
 
-INLINE Ints lane_numbers() {
-    return Ints{0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
+template <int... I>
+INLINE Ints lane_numbers(std::integer_sequence<int, I...>) {
+    return Ints{I...};
+}
+INLINE Ints lane_numbers() { return lane_numbers(ALL_LANES); }
+
+// rows[i][j] <-> rows[j][i]: each round exchanges off-diagonal blocks of half the size.
+template <int SIZE = LANES / 2>
+INLINE void transpose(Words* rows) {
+    for (int i = 0; i < LANES; i++)
+        if (!(i & SIZE)) {
+            Words a = rows[i], b = rows[i + SIZE];
+            rows[i] = first_blocks<SIZE>(a, b, ALL_LANES);
+            rows[i + SIZE] = second_blocks<SIZE>(a, b, ALL_LANES);
+        }
+    if constexpr (SIZE > 1) transpose<SIZE / 2>(rows);
 }
 
 // --- exponential ---------------------------------------------------------------------------------
@@ -137,6 +168,7 @@ INLINE Ints lane_numbers() {
 // x becomes 2^x to about 1e-7; below -126 it is exactly 0, above 127 it stays at 2^127.
 // x = n + f with n whole: adding 1.5 * 2^23 leaves n in the low bits, the shift makes it the exponent.
 // Several vectors go step by step together: one alone would wait for itself at every step.
+constexpr int TOGETHER = LANES == 16 ? 8 : 4;
 template <int N>
 INLINE void exp2(Floats (&x)[N]) {
     const float magic = 12582912.0f;
