@@ -16,6 +16,7 @@ from ramify.frontend_api.errors import BodyTimeout, WrongContentType, from_valid
 from ramify.srt.errors import InvalidRequest
 
 BODY_TIMEOUT_S = 60.0
+THREAD_FROM_BYTES = 256 * 1024  # a larger body is checked beside the event loop
 
 _SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")
 _Schema = TypeVar("_Schema", bound=BaseModel)
@@ -31,6 +32,8 @@ async def read(request: Request, schema: type[_Schema]) -> _Schema:
             raw = await request.body()
     except TimeoutError:
         raise BodyTimeout(f"the body did not arrive within {BODY_TIMEOUT_S:g} s") from None
+    if len(raw) > THREAD_FROM_BYTES:
+        return await asyncio.to_thread(parse, raw, schema)
     return parse(raw, schema)
 
 

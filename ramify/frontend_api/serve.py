@@ -32,6 +32,9 @@ from ramify.srt.weights.source import ModelFolder, prepare
 from ramify.srt.workers.engine_process import LOADER
 
 MIB = 2**20
+LOCAL_HOSTS = ("127.0.0.1", "::1", "localhost")
+
+log = logging.getLogger("ramify.serve")
 
 
 def run(parsed: argparse.Namespace) -> int:
@@ -40,6 +43,8 @@ def run(parsed: argparse.Namespace) -> int:
     check_engine(engine)
     check_server(server)
     set_up_log(server.log_level)
+    if server.host not in LOCAL_HOSTS:
+        log.warning("%s is open to the network, and requests need no key", server.host)
     with bound(server) as sock:
         return run_loop(Server(engine, server, prepare(engine.model), sock))
 

@@ -8,9 +8,9 @@ core answers "abc" with "defg...". `write_tokenizer` puts it into a folder.
 
 import json
 import sys
-from dataclasses import fields
 from pathlib import Path
 
+import fake_core
 import tokenizers
 from fake_core import EOS, FakeCore, Knobs
 from msgspec.structs import replace
@@ -18,6 +18,7 @@ from tokenizers import decoders, models, pre_tokenizers
 
 from ramify.frontend_api import serve
 from ramify.srt.config import EngineConfig, ServeConfig
+from ramify.srt.errors import ModelLoadError
 from ramify.srt.messages import Submit, ToFrontend, TokenLogprob, Tokens, unpack_ids
 from ramify.srt.weights.source import ModelFolder
 
@@ -86,9 +87,7 @@ def common(a: list[int], b: list[int]) -> int:
 
 def make(config: EngineConfig) -> CachingCore:
     """The core for a model named `fake:KNOB=VALUE,...`, as in `fake_core`."""
-    types = {item.name: item.type for item in fields(Knobs)}
-    pairs = [pair.split("=") for pair in config.model.removeprefix("fake:").split(",") if pair]
-    return CachingCore(Knobs(**{name: types[name](value) for name, value in pairs}))
+    return CachingCore(fake_core.make(config).knobs)
 
 
 def main(model: str, folder: str, *options: str) -> int:
@@ -103,7 +102,11 @@ def main(model: str, folder: str, *options: str) -> int:
             sock,
             core="http_fakes:make",
         )
-        return serve.run_loop(server)
+        try:
+            return serve.run_loop(server)
+        except ModelLoadError as error:  # as `cli.main` does
+            print(error, file=sys.stderr)
+            return 1
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 import time
+from contextlib import contextmanager
 from pathlib import Path
 
 import httpx
@@ -102,19 +103,19 @@ def test_what_runs_is_finished_before_the_server_stops(start_server):
     assert first[0].startswith("ramify ")
     assert "fake" in first[0]
     assert [line.split()[0] for line in first[1:]] == ["url", "ready", "memory", "KV"]
-    waiting = Asking(server.url, text="a", sampling_params={"max_new_tokens": 200})
+    waiting = Asking(server.url, text="a", sampling_params={"max_new_tokens": 300})
     wait_until(lambda: server.running() == 1)
     server.process.send_signal(signal.SIGTERM)
     wait_until(lambda: refuses(server.url))
     waiting.join()
-    assert waiting.response.json()["meta_info"]["completion_tokens"] == 200
+    assert waiting.response.json()["meta_info"]["completion_tokens"] == 300
     assert server.stop() == 0
 
 
 def refuses(url):
     try:
         httpx.get(f"{url}/health")
-    except httpx.ConnectError:
+    except httpx.TransportError:  # refused, or closed before it was taken
         return True
     return False
 
@@ -129,9 +130,27 @@ def test_draining_has_an_end(start_server):
     assert time.monotonic() - started < 6
 
 
+@contextmanager
+def start_process(folder, model):
+    """A server that may never get ready."""
+    script = [sys.executable, str(HERE / "http_fakes.py"), model, str(folder)]
+    environment = {**os.environ, "PYTHONPATH": str(HERE)}
+    with subprocess.Popen(script, env=environment, stderr=subprocess.PIPE, text=True) as process:
+        try:
+            yield process
+        finally:
+            process.kill()
+
+
 def test_a_server_can_be_stopped_while_it_loads(tokenizer_folder):
-    script = [sys.executable, str(HERE / "http_fakes.py"), "fake:load_s=30", str(tokenizer_folder)]
-    process = subprocess.Popen(script, env={**os.environ, "PYTHONPATH": str(HERE)})
-    time.sleep(1.5)
-    process.send_signal(signal.SIGTERM)
-    assert process.wait(5) == 0
+    with start_process(tokenizer_folder, "fake:load_s=3") as process:
+        time.sleep(1.5)
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(10) == 0
+
+
+def test_a_model_that_cannot_be_used_ends_the_server(tokenizer_folder):
+    """In the words of the engine process, and without a trace."""
+    with start_process(tokenizer_folder, "fake:unusable=1") as process:
+        assert process.communicate(timeout=20)[1].count("ends in the middle of a tensor") == 1
+        assert process.returncode == 1

@@ -93,6 +93,7 @@ NATIVE = [
     ({"text": MISSING, "input_ids": "abc"}, "input_ids"),
     ({"text": MISSING, "input_ids": [1] * 4096}, "input_ids"),
     ({"text": "a" * 4096}, "text"),
+    ({"text": "a" * 30_000}, "text"),
     ({"text": "a" * 300_000}, "text"),
     ({"text": ["a"] * 17}, "text"),
     ({"sampling_params": {"n": 17}}, "sampling_params.n"),

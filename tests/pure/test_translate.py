@@ -1,16 +1,18 @@
 """Between HTTP and the runtime, without either: names, namespaces, numbers, and the answers."""
 
+import asyncio
 import contextlib
 import json
 
 import pytest
+from fastapi import Request
 from hypothesis import given
 from hypothesis import strategies as st
 
 from ramify.frontend_api import translate
 from ramify.frontend_api.answers import ChatAnswer, CompletionAnswer, Envelope, usage
 from ramify.frontend_api.body import parse, strict_json
-from ramify.frontend_api.errors import error_body, error_response
+from ramify.frontend_api.errors import error_body, error_response, on_unexpected
 from ramify.frontend_api.schema import ChatBody, CompletionBody, GenerateBody, StreamOptions
 from ramify.frontend_api.sse import event
 from ramify.srt.errors import InvalidRequest, QueueFull, RequestError
@@ -49,7 +51,8 @@ def test_every_json_value_is_read_as_it_was_written(value, ascii_only):
 @given(st.binary(max_size=40))
 def test_any_bytes_are_a_value_or_an_error_of_the_client(raw):
     with contextlib.suppress(InvalidRequest):  # any other exception fails the test
-        assert json.loads(raw) == strict_json(raw)
+        value = strict_json(raw)
+        assert value == json.loads(raw)
 
 
 @given(json_values)
@@ -227,6 +230,15 @@ def test_minus_infinity_becomes_a_number_that_json_has():
 def test_overload_says_when_to_come_back():
     response = error_response(QueueFull("full"))
     assert (response.status_code, response.headers["retry-after"]) == (503, "1")
+
+
+def test_a_bug_of_ours_says_nothing_of_itself(caplog):
+    scope = {"type": "http", "method": "GET", "path": "/x", "headers": [], "query_string": b""}
+    error = RuntimeError("/home/me/secret.py is broken")
+    response = asyncio.run(on_unexpected(Request(scope), error))
+    assert response.status_code == 500
+    assert b"secret" not in response.body
+    assert "RuntimeError" in caplog.text
 
 
 def test_an_event_is_one_line_whatever_it_holds():
