@@ -119,6 +119,13 @@ struct Runner {
         std::fill(offsets + n, offsets + TILE, offsets[n - 1]);
     }
 
+    // Pages lie anywhere in memory, so the CPU cannot guess which rows come next.
+    void prefetch(const T* pool, const int64_t* offsets, int n) const {
+        for (int i = 0; i < std::min(n, TILE); i++)
+            for (int c = 0; c < head_dim; c += 64 / (int)sizeof(T))
+                __builtin_prefetch(pool + offsets[i] + c);
+    }
+
     template <int MR, class Values>
     void strip(int row, int first, int n, const Values& values) {
         alignas(64) float s[MR][TILE];
@@ -189,18 +196,22 @@ struct Runner {
         scratch.resize(rows, head_dim, padded);
         int keys = load_rows(item, task);
         bool direct = head_dim % LANES == 0 && rows <= DIRECT_STRIPS * MAX_ROWS;
-        int64_t offsets[TILE];
-        for (int first = 0; first < keys; first += TILE) {
-            int n = std::min(TILE, keys - first);
-            find_keys(item, task.kv_head, first, n, offsets);
-            transpose_keys(p.k_pool, offsets, n, head_dim, scratch.k_tile.data());
-            KeyRows<T> values{p.v_pool, offsets};
+        int64_t offsets[2][TILE];  // of this tile and of the next
+        find_keys(item, task.kv_head, 0, std::min(TILE, keys), offsets[0]);
+        prefetch(p.v_pool, offsets[0], keys);
+        for (int first = 0, now = 0; first < keys; first += TILE, now ^= 1) {
+            int n = std::min(TILE, keys - first), next = std::min(TILE, keys - first - n);
+            if (next > 0) find_keys(item, task.kv_head, first + TILE, next, offsets[now ^ 1]);
+            transpose_keys(p.k_pool, offsets[now], n, head_dim, scratch.k_tile.data());
+            prefetch(p.k_pool, offsets[now ^ 1], next);
+            KeyRows<T> values{p.v_pool, offsets[now]};
             if (direct) {
                 tile(rows, first, n, values);
             } else {
                 values.copy(n, head_dim, padded, scratch.v_tile.data());
                 tile(rows, first, n, TileRows<Unit>{scratch.v_tile.data(), padded});
             }
+            prefetch(p.v_pool, offsets[now ^ 1], next);
         }
         store_rows(item, task);
     }
