@@ -119,7 +119,7 @@ def _is_given(name: object, value: object) -> bool:
     if name not in _FIELDS:
         near = difflib.get_close_matches(str(name), _FIELDS, 1)
         hint = f"; did you mean {near[0]}?" if near else ""
-        raise _invalid(str(name)[:64], f"is not a sampling option{hint}", code="unknown_field")
+        raise _invalid(str(name)[:64], f"is not a sampling option{hint}", code="unknown_parameter")
     return value is not None or type(None) in getattr(_FIELDS[str(name)].type, "__args__", ())
 
 
@@ -168,7 +168,7 @@ def generate_requests(
     params = [sampling_params(raw, defaults) for raw in _each("sampling_params", sampling, size)]
     for key in options:
         if key not in _OPTION_FIELDS:
-            raise _invalid(key, "is not an option of a request", code="unknown_field")
+            raise _invalid(key, "is not an option of a request", code="unknown_parameter")
     spread = {_OPTION_FIELDS[key]: _each(key, value, size) for key, value in options.items()}
     requests = []
     for i, prompt in enumerate(many):

@@ -45,11 +45,12 @@ def main() -> int:
     job = msgspec.json.decode(sys.stdin.buffer.readline(), type=Job)
     _set_up_log(job.log_level)
     stop = threading.Event()
-    _stop_on_signals(stop)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
     threading.Thread(target=_watch_parent, args=(stop,), daemon=True).start()
     socket = EngineSocket(job.address)  # before loading: a Hello may come early and wait
     try:
-        core = _loader(job.core)(job.config)
+        core = _loader(job.core)(job.config)  # SIGTERM ends this at once: nothing is open yet
+        signal.signal(signal.SIGTERM, lambda *_: stop.set())  # from here on after the step
         engine_loop.run(core, socket, MonotonicClock(), stop.is_set)
     except (ConfigError, ModelLoadError) as error:
         os.write(words, str(error).encode())
@@ -81,12 +82,6 @@ def _set_up_log(level: str) -> None:
     logging.basicConfig(
         level=level.upper(), format="%(asctime)s %(levelname)s engine %(name)s: %(message)s"
     )
-
-
-def _stop_on_signals(stop: threading.Event) -> None:
-    """SIGTERM ends the loop after its step. Ctrl-C is the parent's to handle."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, lambda *_: stop.set())
 
 
 def _watch_parent(stop: threading.Event) -> None:
