@@ -1,1 +1,1 @@
-"""C++ versions of all operations, built once by the machine's own compiler; linears by oneDNN."""
+"""C++ versions of all operations, built once by the machine's own compiler."""
