@@ -82,7 +82,7 @@ def report(args: argparse.Namespace) -> None:
         raise RuntimeError(f"{args.questions} has no question left after {args.shots} examples")
     with backend(args.url) as runs_on, metered(runs_on) as usage:
         answers = evaluate(runs_on, examples, asked)
-    console = Console()
+    console = Console(highlight=False)
     console.print(wrong_table(answers, asked))
     console.print(f"accuracy {accuracy(answers, asked):.1%} of {len(asked)} questions")
     console.print(f"{usage}; {len(asked) / usage.seconds:.1f} questions/s")

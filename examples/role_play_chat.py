@@ -78,8 +78,11 @@ class Run:
         return 1000 * median(turn.ttft_s for turn in self.turns)
 
 
-def talk(runs_on: Any, chats: Chats, **options: Any) -> Run:
-    """Let all users talk at the same time. `options` are those of a generation."""
+def talk(runs_on: Any, chats: Chats, label: str = "answers", **options: Any) -> Run:
+    """Let all users talk at the same time. `options` are those of a generation.
+
+    `label` stands before the progress bar, which is shown on a terminal only.
+    """
     start = time.perf_counter()
     # `run` returns at once, as the program reads no variable: all chats go on side by side.
     states = {
@@ -89,7 +92,7 @@ def talk(runs_on: Any, chats: Chats, **options: Any) -> Run:
     waiting = sorted((n, name) for name, turns in chats.items() for n in range(len(turns)))
     terminal = Console(stderr=True)
     hidden = not terminal.is_terminal
-    rows = track(waiting, "answers", console=terminal, transient=True, disable=hidden)
+    rows = track(waiting, label, console=terminal, transient=True, disable=hidden)
     turns = [_turn(name, number, states[name]) for number, name in rows]
     return Run(turns, time.perf_counter() - start)
 
@@ -109,9 +112,6 @@ def _turn(name: str, number: int, state: Any) -> Turn:
     )
 
 
-# --- what is printed -----------------------------------------------------------------------------
-
-
 def show(console: Console, run: Run) -> None:
     """One row for each turn, and the totals below."""
     table = Table(title="all users talk to Mina at the same time", show_footer=True)
@@ -122,9 +122,8 @@ def show(console: Console, run: Run) -> None:
     table.add_column("TTFT ms", footer=f"{run.ttft_ms:.0f}*", justify="right")
     table.add_column("answer", footer="* median", no_wrap=True, width=max(console.width - 60, 12))
     for turn in sorted(run.turns, key=lambda turn: turn.name):
-        counts = (f"{turn.prompt:,}", f"{turn.reused:,}", f"{turn.computed:,}")
-        time_ms = f"{1000 * turn.ttft_s:.0f}"
-        table.add_row(turn.name, str(turn.number), *counts, time_ms, escape(turn.answer))
+        counts = [f"{n:,}" for n in (turn.number, turn.prompt, turn.reused, turn.computed)]
+        table.add_row(turn.name, *counts, f"{1000 * turn.ttft_s:.0f}", escape(turn.answer))
     share = run.total("reused") / run.total("prompt")
     rate = run.total("generated") / run.seconds
     console.print(table)
@@ -150,9 +149,6 @@ def comparison(cached: Run, plain: Run) -> Table:
     return table
 
 
-# --- the commands --------------------------------------------------------------------------------
-
-
 def serve_once(console: Console, url: str | None, chats: Chats, max_tokens: int) -> None:
     """The service as it is: answers end by themselves."""
     with endpoint(url) as runs_on:
@@ -162,19 +158,19 @@ def serve_once(console: Console, url: str | None, chats: Chats, max_tokens: int)
 
 def demo(console: Console, chats: Chats, tokens: int) -> None:
     """The chats on two servers, one after the other: with the cache, then without it."""
-    runs = []
-    for options in ((), ("--disable-radix-cache",)):
-        with endpoint(None, *options) as runs_on:
-            # All answers have the same length, so that both runs have the same amount of work even
-            # where rounding makes the model say something else.
-            runs.append(talk(runs_on, chats, max_new_tokens=tokens, min_new_tokens=tokens))
-        if len(runs) == 1:
-            show(console, runs[0])
-    same = sum(a.answer == b.answer for a, b in zip(runs[0].turns, runs[1].turns, strict=True))
-    console.print(comparison(*runs))
+    # All answers have the same length, so that both runs have the same amount of work even where
+    # rounding makes the model say something else.
+    length = {"max_new_tokens": tokens, "min_new_tokens": tokens}
+    with endpoint() as runs_on:
+        cached = talk(runs_on, chats, "with the cache", **length)
+    show(console, cached)
+    with endpoint(None, "--disable-radix-cache") as runs_on:
+        plain = talk(runs_on, chats, "without it", **length)
+    console.print(comparison(cached, plain))
+    same = sum(a.answer == b.answer for a, b in zip(cached.turns, plain.turns, strict=True))
     console.print(
         "Measured just now, one server at a time, each with an empty cache. Greedy decoding, every "
-        f"answer {tokens} tokens long; {same} of {len(runs[0].turns)} answers are the same in both "
+        f"answer {tokens} tokens long; {same} of {len(cached.turns)} answers are the same in both "
         "runs (rounding depends on how many tokens are computed together)."
     )
 
@@ -193,7 +189,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parser.parse_args(argv)
     everybody: dict[str, list[str]] = json.loads((DATA / "passengers.json").read_text())
     chats = {name: turns[: args.turns] for name, turns in list(everybody.items())[: args.users]}
-    console = Console(width=None if sys.stdout.isatty() else 100)
+    console = Console(width=None if sys.stdout.isatty() else 100, highlight=False)
     if args.demo:
         return outcome(lambda: demo(console, chats, args.max_tokens))
     return outcome(lambda: serve_once(console, args.url, chats, args.max_tokens))

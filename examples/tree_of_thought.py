@@ -95,7 +95,7 @@ def report(args: argparse.Namespace) -> None:
     """Grow the tree; print it and what it cost."""
     with backend(args.url) as runs_on, metered(runs_on) as usage:
         root = grow.run(args.opening, args.width, args.depth, backend=runs_on).ret_value
-    console = Console()
+    console = Console(highlight=False)
     console.print(drawing(root))
     console.print("\nscore: log-probability of yes - of no; bold: the way that was followed")
     console.print(str(usage))
