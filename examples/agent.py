@@ -133,7 +133,7 @@ def report(args: argparse.Namespace) -> None:
     """Run the agent; print the transcript, the cost of each step, and the answer."""
     console = Console(highlight=False)
     with backend(args.url) as runs_on:
-        options = {"temperature": 0.0, "max_new_tokens": 64}
+        options: dict[str, Any] = {"temperature": 0.0, "max_new_tokens": 64}
         state = agent.run(args.question, args.max_steps, backend=runs_on, **options)
         answer, transcript = state.ret_value, state.text().removeprefix(PROMPT)
         metas = [

@@ -30,7 +30,8 @@ from serving import DATA, endpoint, outcome
 from ramify import assistant, function, gen, system, user
 
 CHARACTER = (DATA / "character.md").read_text().strip()
-GREEDY = {"temperature": 0.0, "frequency_penalty": 0.4}  # a small model repeats itself otherwise
+# Greedy; the small model repeats itself without the penalty.
+GREEDY: dict[str, Any] = {"temperature": 0.0, "frequency_penalty": 0.4}
 Chats = Mapping[str, Sequence[str]]  # what each user says, turn by turn
 
 

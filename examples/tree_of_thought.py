@@ -26,7 +26,12 @@ from ramify import function, gen, select
 
 OPENING = "A young fox came to the old bridge and saw that a plank was missing."
 INTRO = "This is a short story for children. Every sentence follows from the one before.\n\n"
-SENTENCE = {"max_tokens": 32, "min_tokens": 4, "stop": [".", "\n"], "temperature": 0.8}
+SENTENCE: dict[str, Any] = {
+    "max_tokens": 32,
+    "min_tokens": 4,
+    "stop": [".", "\n"],
+    "temperature": 0.8,
+}
 QUESTION = ".\n\nQuestion: Does the last sentence go on well? Answer yes or no.\nAnswer:"
 VERDICTS = [" yes", " no"]
 
