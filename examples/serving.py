@@ -126,9 +126,8 @@ def metered(runs_on: RuntimeEndpoint | Engine) -> Iterator[Usage]:
 
 
 def _counters(runs_on: RuntimeEndpoint | Engine) -> dict[str, int]:
-    """The engine's counters since its start. A server lists them for each of its engines."""
-    info = get_server_info(runs_on) or {}
-    counters: dict[str, int] = info["stats"] if "stats" in info else info["internal_states"][0]
+    """The engine's counters since its start."""
+    counters: dict[str, int] = (get_server_info(runs_on) or {})["stats"]
     return counters
 
 

@@ -104,6 +104,7 @@ async def get_server_info(service: Serving) -> JSON:
 
 async def server_info(service: Service) -> dict[str, Any]:
     inspected = await service.client.inspect()
+    stats = msgspec.to_builtins(inspected.stats)
     return {
         "version": ramify.__version__,
         "state": str(service.client.state),
@@ -111,6 +112,7 @@ async def server_info(service: Service) -> dict[str, Any]:
         **dataclasses.asdict(service.engine_config),
         "served_model_name": service.model_name,
         "model_info": msgspec.to_builtins(service.info),
-        "internal_states": [msgspec.to_builtins(inspected.stats)],
-        "invariant_violations": inspected.violations,
+        "stats": stats,
+        "internal_states": [stats],  # where SGLang's clients look
+        "violations": inspected.violations,
     }

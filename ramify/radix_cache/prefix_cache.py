@@ -47,20 +47,20 @@ class PrefixCache:
         self.pages = PageAllocator(n_pages)
         self.tree = RadixTree(self.pages, page_size, policy)
         self.leases: dict[int, Lease] = {}  # by id(), in order of acquisition
-        self._reuse = reuse
+        self.reuse = reuse
 
     def pages_for(self, n_tokens: int) -> int:
         return -(-n_tokens // self.page_size)
 
     def hit_length(self, namespace: str, key: "array[int]", limit: int) -> int:
         """How many leading tokens of `key` could be reused now, at most `limit`. Pure."""
-        return self.tree.match(namespace, key, limit)[1] if self._reuse else 0
+        return self.tree.match(namespace, key, limit)[1] if self.reuse else 0
 
     def acquire(self, namespace: str, key: "array[int]", limit: int) -> Lease:
         """Lease the longest computed prefix of `key`, at most `limit` tokens long."""
         lease = Lease(namespace, [], 0, None)
         self.leases[id(lease)] = lease
-        matched, n = self.tree.match(namespace, key, limit) if self._reuse else (None, 0)
+        matched, n = self.tree.match(namespace, key, limit) if self.reuse else (None, 0)
         if n == 0:
             return lease
         node = self.tree.ending_at(namespace, matched, n)
@@ -93,7 +93,7 @@ class PrefixCache:
         Full pages that the tree holds already take the place of the lease's own copies of them. A
         partial last page stays the writer's: the tree reads only the slots published so far.
         """
-        if not self._reuse or not key:
+        if not self.reuse or not key:
             return
         node = self.tree.insert(lease.namespace, key, lease.table)
         self.tree.lock(node)

@@ -160,7 +160,7 @@ def test_the_engine_tells_of_itself(server):
     state = server.client.get("/get_server_info").json()
     assert state["max_batch"] == 16
     assert state["page_size"] == 16
-    assert state["invariant_violations"] == []
+    assert state["violations"] == []
     assert state["version"]
 
 

@@ -4,6 +4,7 @@ import torch
 from torch import Tensor
 
 from ramify.kernels.cpu.library import library
+from ramify.kernels.cpu.threads import threads
 from ramify.kernels.shapes import check_attention
 from ramify.kernels.work_list import WorkList
 
@@ -48,7 +49,7 @@ def paged_attention(
         head_dim,
         page_size,
         scale,
-        torch.get_num_threads(),
+        threads(),
     )
     if failed:
         raise ValueError("the work list points outside its own arrays, the queries or the pool")

@@ -18,12 +18,10 @@ from pathlib import Path
 
 # No -ffast-math: softmax needs infinities and NaN to stay what they are.
 COMPILE = (
-    *("-std=c++17", "-O3", "-march=native", "-fopenmp", "-fPIC", "-fvisibility=hidden"),
+    *("-std=c++20", "-O3", "-march=native", "-pthread", "-fPIC", "-fvisibility=hidden"),
     *("-fno-math-errno", "-fno-trapping-math", "-ffp-contract=fast", "-Wno-psabi"),
 )
-# Linked without -fopenmp: the OpenMP symbols resolve to the runtime that torch has loaded, whatever
-# file that is. A runtime of our own would keep a second pool of threads, spinning beside torch's.
-LINK = ("-shared",)
+LINK = ("-shared", "-pthread")
 COMPILE_TIMEOUT_S = 300
 
 

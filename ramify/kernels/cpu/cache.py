@@ -4,6 +4,7 @@ import torch
 from torch import Tensor
 
 from ramify.kernels.cpu.library import library, pointer
+from ramify.kernels.cpu.threads import threads
 from ramify.kernels.shapes import check_dense, check_pools, check_rope
 
 
@@ -50,7 +51,7 @@ def rope_write_kv(
         head_dim,
         page_size,
         eps,
-        torch.get_num_threads(),
+        threads(),
     )
     if failed:
         raise ValueError(

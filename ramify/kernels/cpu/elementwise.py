@@ -4,6 +4,7 @@ import torch
 from torch import Tensor
 
 from ramify.kernels.cpu.library import library, pointer
+from ramify.kernels.cpu.threads import threads
 from ramify.kernels.shapes import check_dense, check_norm, check_silu_mul
 
 
@@ -30,7 +31,7 @@ def _rms_norm(x: Tensor, residual: Tensor | None, weight: Tensor, eps: float) ->
         tokens,
         width,
         eps,
-        torch.get_num_threads(),
+        threads(),
     )
     return out
 
@@ -41,6 +42,6 @@ def silu_mul(gate_up: Tensor) -> Tensor:
     tokens, width = gate_up.shape
     out = gate_up.new_empty(tokens, width // 2)
     library()["silu_mul", gate_up.dtype](
-        gate_up.data_ptr(), out.data_ptr(), tokens, width // 2, torch.get_num_threads()
+        gate_up.data_ptr(), out.data_ptr(), tokens, width // 2, threads()
     )
     return out

@@ -6,14 +6,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import torch  # loads the OpenMP runtime that the library shares, so it must come first
+import torch
 from torch import Tensor
 
 from ramify.kernels.cpu.build import BuildError, build
 
 _HERE = Path(__file__).parent
 _SOURCES = ("elementwise.cpp", "linear.cpp", "paged_attention.cpp")
-_HEADERS = ("tile.h", "vec.h")
+_HEADERS = ("pool.h", "tile.h", "vec.h")
 SUFFIX = {torch.bfloat16: "bf16", torch.float32: "fp32"}
 
 # One letter per argument, in the order of the C++ signature.

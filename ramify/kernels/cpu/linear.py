@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ramify.kernels.cpu.library import library, pointer
+from ramify.kernels.cpu.threads import threads
 from ramify.kernels.packed_linear import PackedLinear
 from ramify.kernels.shapes import check_dense, check_float, check_linear
 
@@ -78,7 +79,7 @@ def _multiply_panels(x: Tensor, packed: PackedLinear) -> Tensor:
         tokens,
         packed.in_features,
         packed.out_features,
-        torch.get_num_threads(),
+        threads(),
     )
     return out
 

@@ -8,6 +8,8 @@
 #include <cstring>
 #include <utility>
 
+#include "pool.h"
+
 #ifdef __AVX512F__
 #include <immintrin.h>
 #endif
@@ -211,10 +213,5 @@ constexpr float LN_2 = 0.6931471805599453f;
 // body(i) for i in [0, n), in order when one thread does it; tasks go to whoever is free.
 template <class Body>
 inline void for_each_task(int64_t n, int threads, const Body& body) {
-    if (threads <= 1 || n <= 1) {
-        for (int64_t i = 0; i < n; i++) body(i);
-        return;
-    }
-#pragma omp parallel for schedule(dynamic, 1) num_threads(threads)
-    for (int64_t i = 0; i < n; i++) body(i);
+    pool().run(n, threads, body);
 }

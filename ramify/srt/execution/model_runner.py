@@ -4,11 +4,14 @@ launch(plan) -> Pending      copies, one forward pass over all chunks, logits of
 Pending.result()             tokens and log-probabilities, in the order of the plan's chunks
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from ramify.kernels.ops import Ops
 from ramify.radix_cache.kv_pool import KvPool
 from ramify.srt.execution.logprobs import token_logprobs
 from ramify.srt.execution.sampler import sample
@@ -29,6 +32,20 @@ class Pending:
         return self.done
 
 
+@contextmanager
+def _torch_threads(ops: Ops) -> Iterator[None]:
+    """Keep torch to one thread beside the C++ kernels, which have helpers of their own.
+
+    Its threads would go on spinning after every operation, on the cores that the helpers need.
+    """
+    before = torch.get_num_threads()
+    torch.set_num_threads(1 if ops.backend == "cpu" else before)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
 class ModelRunner:
     """A model, its KV pool, and the sampling state of the requests that run."""
 
@@ -39,9 +56,12 @@ class ModelRunner:
         self._rows: dict[str, SamplingRow] = {}
         self._min_items = 2 * torch.get_num_threads()
 
-    @torch.inference_mode()
     def launch(self, plan: StepPlan) -> Pending:
         """Carry out a plan, in the order that StepPlan states."""
+        with torch.inference_mode(), _torch_threads(self.model.ops):
+            return Pending(self._run(plan))
+
+    def _run(self, plan: StepPlan) -> StepResult:
         for request_id in plan.leaves:
             del self._rows[request_id]
         for enter in plan.enters:
@@ -51,9 +71,9 @@ class ModelRunner:
         step = step_tensors(plan, self.pool.page_size, self._min_items)
         hidden = self.model.forward(step.inputs, self.pool)
         if not len(step.wanted_rows):
-            return Pending(StepResult(tuple(ChunkResult(None) for _ in plan.chunks)))
+            return StepResult(tuple(ChunkResult(None) for _ in plan.chunks))
         logits = self.model.logits(hidden[step.wanted_rows])
-        return Pending(self._results(plan, logits))
+        return self._results(plan, logits)
 
     def _results(self, plan: StepPlan, logits: Tensor) -> StepResult:
         """Split the wanted rows between target scores and sampling, chunk by chunk."""

@@ -24,7 +24,7 @@ def choose(waiting: Requests, running: Requests, cache: PrefixCache, bound: int)
     """
     refresh_hits(waiting, cache)
     for request in queue_policy.in_order(waiting.values(), bound):
-        if request.overtaken >= bound or not held(request, running, cache.page_size):
+        if request.overtaken >= bound or not held(request, running, cache):
             request.lease = _lease(request, running, cache)
             return request if request.lease is not None else None
     return None
@@ -45,13 +45,15 @@ def refresh_hits(waiting: Requests, cache: PrefixCache) -> None:
         request.hit_version = version
 
 
-def held(request: Request, running: Requests, page_size: int) -> bool:
+def held(request: Request, running: Requests, cache: PrefixCache) -> bool:
     """True while a running prefill computes a trunk that this request would compute again."""
+    if not cache.reuse:
+        return False
     for other in running.values():
         if other.state is State.PREFILL and other.submit.namespace == request.submit.namespace:
             limit = request.reuse_limit
             shared = common_prefix(request.tokens, 0, other.tokens, 0, limit)
-            if shared > other.computed and shared - request.hit >= page_size:
+            if shared > other.computed and shared - request.hit >= cache.page_size:
                 return True
     return False
 

@@ -5,6 +5,7 @@ import time
 
 import torch
 
+from ramify.kernels.cpu.threads import set_threads
 from ramify.kernels.dispatch import load_ops
 from ramify.radix_cache.kv_pool import KvPool
 from ramify.radix_cache.prefix_cache import PrefixCache
@@ -40,6 +41,7 @@ class EngineCore:
         began = time.monotonic()
         if config.threads is not None:
             torch.set_num_threads(config.threads)
+        set_threads(torch.get_num_threads())
         model_config = ModelConfig.from_hf(
             folder.config(), folder.generation_config(), config.context_length
         )
