@@ -172,7 +172,8 @@ def demo(console: Console, chats: Chats, tokens: int) -> None:
     console.print(
         "Measured just now, one server at a time, each with an empty cache. Greedy decoding, every "
         f"answer {tokens} tokens long; {same} of {len(cached.turns)} answers are the same in both "
-        "runs (rounding depends on how many tokens are computed together)."
+        "runs: rounding depends on what is computed together, unless a server is started with "
+        "--deterministic."
     )
 
 

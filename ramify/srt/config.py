@@ -35,6 +35,9 @@ class EngineConfig:
     attention_backend: str = option(
         "auto", "attention kernels: C++ or plain torch", "execution", ("auto", "cpu", "reference")
     )
+    deterministic: bool = option(
+        False, "same tokens to the bit, whatever is cached or shares a step; slower", "execution"
+    )
     page_size: int = option(16, "tokens in one page of the KV cache", "cache")
     kv_cache_gb: float = option(1.0, "memory for the KV cache, GiB", "cache")
     max_total_tokens: int | None = option(

@@ -6,6 +6,13 @@ import torch
 torch.set_num_threads(1)
 
 
+@pytest.fixture(autouse=True)
+def _one_thread_again():
+    """A test may ask an engine for more threads; the next one starts with one."""
+    yield
+    torch.set_num_threads(1)
+
+
 @pytest.fixture(scope="session")
 def smollm2():
     """The folder of the embedded model, downloaded on first use."""

@@ -126,6 +126,23 @@ def prompt_logprobs(model, prompt):
     return logprobs[:-1].gather(-1, torch.tensor(prompt[1:])[:, None])[:, 0]
 
 
+def test_deterministic_mode_gives_the_same_bits_however_it_is_scheduled(prompts):
+    """In bf16 too: cached or not, alone or together, chunked anyhow, on one thread or two."""
+    some = [prompts[i] for i in (17, 9, 3, 16, 12, 17)]
+    trunk = prompts[18][:300]
+    some += [[*trunk, k, k + 1] for k in range(5)]
+    seen = []
+    for options in (
+        {"disable_radix_cache": True, "max_running_requests": 1, "threads": 1},
+        {"chunked_prefill_size": 64, "max_running_requests": 16, "threads": 2},
+        {"chunked_prefill_size": 1024, "page_size": 8, "threads": 1},
+    ):
+        with Engine("smollm2", dtype="bfloat16", deterministic=True, **options) as engine:
+            replies = engine.generate(input_ids=some, sampling_params=GREEDY, return_logprob=True)
+            seen.append([r["meta_info"]["output_token_logprobs"] for r in replies])
+    assert seen[0] == seen[1] == seen[2]
+
+
 def test_hits_follow_the_cached_token_contract(engine):
     """After a flush: 0, 100, 4999, 499, 5000 for prompts of ids 0 .. n - 1."""
     assert engine.flush_cache()

@@ -47,14 +47,26 @@ def _torch_threads(ops: Ops) -> Iterator[None]:
 
 
 class ModelRunner:
-    """A model, its KV pool, and the sampling state of the requests that run."""
+    """A model, its KV pool, and the sampling state of the requests that run.
 
-    def __init__(self, model: LlamaModel, pool: KvPool, eos_token_ids: tuple[int, ...]) -> None:
+    `deterministic` gives every token an attention item of its own, from key 0 on: then no bit of a
+    row depends on the rows beside it, as no other op mixes rows.
+    """
+
+    def __init__(
+        self,
+        model: LlamaModel,
+        pool: KvPool,
+        eos_token_ids: tuple[int, ...],
+        *,
+        deterministic: bool = False,
+    ) -> None:
         self.model = model
         self.pool = pool
         self._eos_token_ids = eos_token_ids
         self._rows: dict[str, SamplingRow] = {}
-        self._min_items = 2 * torch.get_num_threads()
+        self._share = not deterministic
+        self._min_items = 1 if deterministic else 2 * torch.get_num_threads()
 
     def launch(self, plan: StepPlan) -> Pending:
         """Carry out a plan, in the order that StepPlan states."""
@@ -68,7 +80,7 @@ class ModelRunner:
             vocab_size = self.model.config.vocab_size
             self._rows[enter.request_id] = SamplingRow(enter, vocab_size, self._eos_token_ids)
         self.pool.copy(plan.copies)
-        step = step_tensors(plan, self.pool.page_size, self._min_items)
+        step = step_tensors(plan, self.pool.page_size, share=self._share, min_items=self._min_items)
         hidden = self.model.forward(step.inputs, self.pool)
         if not len(step.wanted_rows):
             return StepResult(tuple(ChunkResult(None) for _ in plan.chunks))

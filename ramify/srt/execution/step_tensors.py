@@ -23,8 +23,10 @@ class StepTensors:
     wanted_rows: Tensor  # [W] int64
 
 
-def step_tensors(plan: StepPlan, page_size: int, min_items: int) -> StepTensors:
-    """Lay the plan's chunks out one after the other."""
+def step_tensors(
+    plan: StepPlan, page_size: int, *, share: bool = True, min_items: int = 1
+) -> StepTensors:
+    """Lay the plan's chunks out one after the other. `share`, `min_items`: see `plan_items`."""
     ids, positions, slots = [], [], []
     wanted: list[int] = []
     runs: list[QueryRun] = []
@@ -43,7 +45,7 @@ def step_tensors(plan: StepPlan, page_size: int, min_items: int) -> StepTensors:
         if chunk.samples:
             wanted.append(first_row - 1)
     where = np.concatenate(positions)
-    items = plan_items(runs, page_size, min_items=min_items)
+    items = plan_items(runs, page_size, share=share, min_items=min_items)
     work = make_work_list(items.items, items.rows, where.tolist(), items.pages)
     inputs = StepInputs(
         token_ids=torch.from_numpy(np.concatenate(ids).astype(np.int64)),

@@ -40,6 +40,11 @@ class LlamaModel:
         self.cos_sin = cos_sin_table(frequencies, scale, config.context_length)
         self.weight_bytes = read.n_bytes
 
+    @property
+    def rows_are_independent(self) -> bool:
+        """True when no bit of a token's result depends on the tokens computed beside it."""
+        return self.ops.backend == "cpu" and self.head.layout == "panels"
+
     def forward(self, inputs: StepInputs, pool: KvPool) -> Tensor:
         """Final hidden states before the last norm, [T, C]; keys and values go into the pool."""
         residual = self.embedding[inputs.token_ids]

@@ -11,6 +11,7 @@ from ramify.radix_cache.kv_pool import KvPool
 from ramify.radix_cache.prefix_cache import PrefixCache
 from ramify.srt.clock import Clock, MonotonicClock
 from ramify.srt.config import EngineConfig
+from ramify.srt.errors import ConfigError
 from ramify.srt.execution.memory import pool_pages
 from ramify.srt.execution.model_runner import ModelRunner
 from ramify.srt.messages import EngineStats, ModelInfo, Rejected, Submit, ToFrontend
@@ -50,6 +51,11 @@ class EngineCore:
             source = open_source(folder, config.seed or 0)
             ops = load_ops(config.attention_backend)  # type: ignore[arg-type]  # checked at the edge
             model = LlamaModel(model_config, source, ops, dtype)
+        if config.deterministic and not model.rows_are_independent:
+            raise ConfigError(
+                "deterministic needs the C++ kernels, on a CPU without AMX: here a row's result "
+                "depends on the rows beside it"
+            )
         n_pages = pool_pages(config, model_config, dtype)
         pool = KvPool(
             model_config.n_layers,
@@ -80,7 +86,9 @@ class EngineCore:
             starvation_bound=config.starvation_bound,
         )
         cache = PrefixCache(n_pages, config.page_size, reuse=not config.disable_radix_cache)
-        runner = ModelRunner(model, pool, model_config.eos_token_ids)
+        runner = ModelRunner(
+            model, pool, model_config.eos_token_ids, deterministic=config.deterministic
+        )
         return cls(Scheduler(limits, cache), runner, info, MonotonicClock())
 
     @property
