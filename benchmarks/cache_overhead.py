@@ -1,6 +1,6 @@
 """What the cache machinery costs a run in which nothing can be reused.
 
-    python benchmarks/cache_overhead.py [--threads N] [--write]
+    python benchmarks/cache_overhead.py [--threads N]
 
 Every call into the prefix cache is timed inside a real run of distinct prompts, and set against the
 time of the whole run. The same with reuse off is the bookkeeping that any paged cache has.
@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from measure import Report, argument
+from measure import add, add_machine, argument
 
 from ramify.radix_cache.prefix_cache import PrefixCache
 from ramify.srt.config import EngineConfig
@@ -55,7 +55,7 @@ def run(core: EngineCore) -> float:
 
 
 def main() -> None:
-    report = Report("cache_overhead")
+    add_machine()
     folder = prepare("smollm2")
     for reuse in (True, False):
         config = EngineConfig(
@@ -70,14 +70,9 @@ def main() -> None:
         total = run(core)
         assert core.scheduler.stats().cached_tokens == 0
         with_or_without = "reuse on" if reuse else "reuse off"
-        report.add(f"{with_or_without}: run, s", total)
-        report.add(
-            f"{with_or_without}: in the prefix cache, % of the run", cache.seconds / total * 100
-        )
-        report.add(
-            f"{with_or_without}: in plan and apply, % of the run", plan.seconds / total * 100
-        )
-    report.write()
+        add(f"{with_or_without}: run, s", total)
+        add(f"{with_or_without}: in the prefix cache, % of the run", cache.seconds / total * 100)
+        add(f"{with_or_without}: in plan and apply, % of the run", plan.seconds / total * 100)
 
 
 if __name__ == "__main__":

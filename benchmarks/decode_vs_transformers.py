@@ -1,6 +1,6 @@
 """Generation against transformers' `generate`: same weights, number type, threads, prompts, tokens.
 
-    python benchmarks/decode_vs_transformers.py [--threads N] [--rounds N] [--write]
+    python benchmarks/decode_vs_transformers.py [--threads N] [--rounds N]
 
 Both sides get token ids, prefill them and generate greedily, without stopping early. Tokens per
 second count generated tokens over the whole call, prefill included, as a user waits for both.
@@ -11,7 +11,7 @@ from functools import partial
 
 import torch
 import transformers
-from measure import Report, argument, in_turn
+from measure import add, add_machine, argument, in_turn
 
 from ramify.srt.engine import Engine
 from ramify.srt.weights.source import prepare
@@ -29,8 +29,8 @@ def prompts(batch: int, salt: int) -> list[list[int]]:
 
 def main() -> None:
     torch.set_num_threads(THREADS)
-    report = Report(f"decode_vs_transformers_{THREADS}_threads")
-    report.add("transformers", transformers.__version__)
+    add_machine()
+    add("transformers", transformers.__version__)
     folder = prepare("smollm2")
     peer = transformers.AutoModelForCausalLM.from_pretrained(folder.path, dtype=torch.bfloat16)
     peer.eval()
@@ -65,10 +65,9 @@ def main() -> None:
             for warm_up in (ours, theirs):
                 warm_up(batch)
             a, b = in_turn(argument("rounds", 5), partial(ours, batch), partial(theirs, batch))
-            report.add(f"batch {batch}: ramify, tokens/s", a)
-            report.add(f"batch {batch}: transformers generate, tokens/s", b)
-            report.add(f"batch {batch}: ratio", a / b)
-    report.write()
+            add(f"batch {batch}: ramify, tokens/s", a)
+            add(f"batch {batch}: transformers generate, tokens/s", b)
+            add(f"batch {batch}: ratio", a / b)
 
 
 if __name__ == "__main__":

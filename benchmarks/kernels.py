@@ -9,12 +9,12 @@ Data rotates over copies larger than the cache, as the layers of a model do. Bes
 
 import argparse
 import itertools
-import os
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
+from measure import add, add_machine
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -22,7 +22,7 @@ from ramify.kernels.dispatch import load_ops
 from ramify.kernels.work_list import DIRECT, Item, WorkList, make_work_list
 
 PAGE = 16
-ROTATE_BYTES = 64 << 20
+ROTATE_BYTES = 256 << 20  # many times a last-level cache, or part of it would be read from there
 OPS, REFERENCE = load_ops("cpu"), load_ops("reference")
 
 
@@ -251,7 +251,8 @@ def main() -> None:
     torch.set_num_threads(options.threads)
     torch.set_grad_enabled(False)
     torch.manual_seed(0)
-    print(f"load {os.getloadavg()[0]:.2f} on {os.cpu_count()} cores, {options.threads} threads")
+    add_machine()
+    add("threads", str(options.threads))
     machine = measure()
     print(f"copy {machine.bytes_per_us / 1e3:.1f} GB/s, GEMM {machine.flops_per_us / 1e3:.0f} GF/s")
     table = Table(machine, options.repeats)

@@ -1,45 +1,29 @@
-"""How every benchmark here measures: look at the load, take turns, quote ratios, keep the result.
+"""How every benchmark here measures: look at the load, take turns, quote ratios.
 
 Two things are compared by running them in turn, A B A B ..., in one run on one machine; the ratio
 of the medians is what counts. An absolute time from a shared machine means little.
 """
 
-import json
 import os
 import platform
 import statistics
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from pathlib import Path
 
-RESULTS = Path(__file__).parent.parent / "docs" / "benchmarks"
+
+def add(name: str, value: float | str) -> None:
+    """Print one figure."""
+    text = f"{value:,.3g}" if isinstance(value, float) else str(value)
+    print(f"  {name:<58} {text}", flush=True)
 
 
-@dataclass
-class Report:
-    """Named figures of one benchmark, printed as they come and written to docs/benchmarks."""
-
-    name: str
-    figures: dict[str, float | str] = field(default_factory=dict)
-
-    def __post_init__(self) -> None:
-        self.add("date", time.strftime("%Y-%m-%d"))
-        self.add("cpu", cpu_name())
-        self.add("load before", round(os.getloadavg()[0], 2))
-
-    def add(self, name: str, value: float | str) -> None:
-        self.figures[name] = value
-        text = f"{value:,.3g}" if isinstance(value, float) else str(value)
-        print(f"  {name:<58} {text}", flush=True)
-
-    def write(self) -> None:
-        """Keep the figures, with --write only: a trial run must not replace a quiet one."""
-        if "--write" in sys.argv:
-            path = RESULTS / f"{self.name}.json"
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_text(json.dumps(self.figures, indent=1) + "\n")
+def add_machine() -> None:
+    """Print what the figures depend on. Every benchmark begins with it."""
+    add("date", time.strftime("%Y-%m-%d"))
+    add("processor", cpu_name())
+    add("load before", round(os.getloadavg()[0], 2))
 
 
 def in_turn(rounds: int, *runs: Callable[[], float]) -> list[float]:

@@ -1,6 +1,6 @@
 """A shared prefix over HTTP: 48 requests, one 900-word prefix, 64 tokens out, 16 at once.
 
-    python benchmarks/shared_prefix_http.py [--write]
+    python benchmarks/shared_prefix_http.py
 
 A real server process on this machine, a client with 16 connections. With the radix cache, without
 it, in turn; tokens per second count generated tokens from the first request to the last answer.
@@ -15,7 +15,7 @@ import time
 from pathlib import Path
 
 import httpx
-from measure import Report, argument
+from measure import add, add_machine, argument
 
 REQUESTS, AT_ONCE, NEW, WORDS = 48, 16, 64, 900
 VOCABULARY = ["harbor", "lantern", "winter", "copper", "ledger", "orchard", "signal", "velvet"]
@@ -73,7 +73,7 @@ async def load(url: str, texts: list[str]) -> tuple[float, list[dict]]:
 
 
 def main() -> None:
-    report = Report("shared_prefix_http")
+    add_machine()
     rounds, speeds, reused = argument("rounds", 3), {}, 0.0
     for seed in range(rounds):
         for name, options in (("cache on", ()), ("cache off", ("--disable-radix-cache",))):
@@ -85,11 +85,10 @@ def main() -> None:
                 prompt = sum(m["prompt_tokens"] for m in metas)
                 reused = sum(m["cached_tokens"] for m in metas) / prompt * 100
     for name, values in speeds.items():
-        report.add(f"{name}: tokens/s, median of {rounds}", statistics.median(values))
+        add(f"{name}: tokens/s, median of {rounds}", statistics.median(values))
     ratio = statistics.median(speeds["cache on"]) / statistics.median(speeds["cache off"])
-    report.add("cache on over off", ratio)
-    report.add("prompt tokens reused, %", reused)
-    report.write()
+    add("cache on over off", ratio)
+    add("prompt tokens reused, %", reused)
 
 
 if __name__ == "__main__":
