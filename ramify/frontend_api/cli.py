@@ -16,6 +16,8 @@ from ramify.srt.config import EngineConfig, ServeConfig
 from ramify.srt.errors import ConfigError, ModelLoadError, RamifyError, RequestError
 
 MODEL_HELP = "alias (smollm2), folder, Hugging Face hub id, GGUF file or dummy:CONFIG"
+# A person wants an answer, not a sample: small models wander off at temperature 1.
+CHAT_DEFAULTS = {"max_new_tokens": 512, "temperature": 0.3, "top_p": 0.9}
 COMMANDS = {
     "serve": "ramify.frontend_api.serve",
     "generate": "ramify.frontend_api.commands.generate",
@@ -67,7 +69,7 @@ def build_parser() -> argparse.ArgumentParser:
         "model", nargs="?", default="smollm2", metavar="URL|MODEL", help="a server, or a model"
     )
     chat.add_argument("--system", default=None, metavar="TEXT", help="system message")
-    add_sampling(chat)
+    add_sampling(chat, **CHAT_DEFAULTS)
     add_config(chat, EngineConfig)
 
     commands.add_parser("models", help="list the models that can be named")

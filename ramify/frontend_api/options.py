@@ -27,13 +27,15 @@ def add_config(parser: argparse.ArgumentParser, config: type[Any]) -> None:
         _add(group, item.name, hints[item.name], text, item.metadata["choices"])
 
 
-def add_sampling(parser: argparse.ArgumentParser) -> None:
-    """Add `--name` for every sampling option."""
+def add_sampling(parser: argparse.ArgumentParser, **defaults: Any) -> None:
+    """Add `--name` for every sampling option; `defaults` take the place of its own."""
     group = parser.add_argument_group("sampling")
     hints = get_type_hints(SamplingParams)
     for item in msgspec.structs.fields(SamplingParams):
-        default = item.default if item.default is not msgspec.NODEFAULT else item.default_factory()
+        own = item.default if item.default is not msgspec.NODEFAULT else item.default_factory()
+        default = defaults.get(item.name, own)
         _add(group, item.name, hints[item.name], f"default {json.dumps(default)}", None)
+    parser.set_defaults(**defaults)
 
 
 def take(config: type[_Config], parsed: argparse.Namespace, **fixed: Any) -> _Config:

@@ -19,7 +19,6 @@ from ramify.srt.config import EngineConfig, check_engine
 from ramify.srt.errors import ConfigError, RamifyError, RequestError
 
 HELP = "/reset forgets the conversation, /exit (or Ctrl-D) ends it"
-DEFAULT_NEW_TOKENS = 512
 CONNECT_TIMEOUT_S = 10.0
 OPENAI_NAMES = {
     "max_new_tokens": "max_tokens",
@@ -204,7 +203,7 @@ def _chunks(response: httpx.Response) -> Iterator[dict[str, Any]]:
 
 
 def _sampling(parsed: argparse.Namespace) -> dict[str, Any]:
-    sampling = {"max_new_tokens": DEFAULT_NEW_TOKENS} | sampling_given(parsed)
+    sampling = sampling_given(parsed)
     if sampling.get("n", 1) != 1:
         raise ConfigError("n must be 1 in a chat")
     return sampling
