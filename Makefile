@@ -39,7 +39,7 @@ fmt: .venv/.dev
 	$(BIN)/ruff check --fix ramify tests examples benchmarks scripts
 
 bench: .venv/.dev
-	$(BIN)/python benchmarks/run_all.py
+	PYTHONPATH=benchmarks $(BIN)/python benchmarks/run_all.py
 
 gpu-check: .venv/.dev
 	$(BIN)/pytest tests/gpu -m gpu
