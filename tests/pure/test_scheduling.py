@@ -141,3 +141,19 @@ def test_flush_is_refused_while_requests_run():
     finish_all(s)
     assert s.flush()
     assert s.stats().cached_tokens_held == 0
+
+
+def test_a_retracted_request_finds_what_it_had_computed():
+    """Retraction publishes: while memory lasts, resuming computes next to nothing again."""
+    s = scheduler(n_pages=12, step_tokens=32)
+    s.submit(submit("old", [7] * 20, max_new=5), 0.0)
+    s.submit(submit("new", [8] * 20, max_new=20), 0.0)
+    for _ in range(4):
+        step(s)
+    s._retract(s.running["new"])  # as if pages had run out
+    starts = []
+    while not s.idle:
+        plan, _ = step(s)
+        starts += [chunk.start for chunk in plan.chunks if chunk.request_id == "new"]
+    assert starts[0] >= 20
+    assert len(starts) <= 20  # each remaining token once
