@@ -8,6 +8,8 @@ from typing import Any
 
 from ramify.srt.errors import ConfigError
 
+EVICTION_POLICIES = ("lru", "lfu", "slru", "fifo", "priority", "cost")
+SCHEDULE_POLICIES = ("lpm", "fcfs", "dfs-weight", "priority", "lof", "random", "program")
 DTYPES = ("auto", "bfloat16", "float32")
 LOG_LEVELS = ("debug", "info", "warning", "error")
 
@@ -44,6 +46,16 @@ class EngineConfig:
         None, "KV cache size in tokens, over kv-cache-gb", "cache"
     )
     disable_radix_cache: bool = option(False, "never reuse a prefix (to compare)", "cache")
+    eviction_policy: str = option(
+        "lru", "which prefixes are forgotten first", "cache", EVICTION_POLICIES
+    )
+    pin_share: float = option(0.25, "most of the cache that pins may hold", "cache")
+    schedule_policy: str = option(
+        "lpm", "who is computed next (lpm: longest cached prefix)", "scheduling", SCHEDULE_POLICIES
+    )
+    max_queued_tokens: int | None = option(
+        None, "most prompt tokens waiting; more get 503", "scheduling"
+    )
     chunked_prefill_size: int = option(256, "most tokens computed in one step", "scheduling")
     max_running_requests: int = option(64, "most requests computed at once", "scheduling")
     max_queued_requests: int = option(1024, "most requests waiting; more get 503", "scheduling")
@@ -72,6 +84,7 @@ def check_engine(config: EngineConfig) -> None:
         "chunked_prefill_size": 1,
         "max_running_requests": 1,
         "max_queued_requests": 1,
+        "max_queued_tokens": 1,
         "starvation_bound": 1,
         "context_length": 2,
         "max_total_tokens": 2 * config.page_size,
@@ -81,6 +94,8 @@ def check_engine(config: EngineConfig) -> None:
         value = getattr(config, name)
         if value is not None and value < low:
             raise ConfigError(f"{name} must be at least {low}, got {value}")
+    if not 0 <= config.pin_share < 1:
+        raise ConfigError(f"pin_share must be at least 0 and under 1, got {config.pin_share}")
     if not config.kv_cache_gb > 0:
         raise ConfigError(f"kv_cache_gb must be more than 0, got {config.kv_cache_gb}")
     if config.max_running_requests > config.chunked_prefill_size:

@@ -1,7 +1,7 @@
 """Everything that crosses a process, and nothing else does: tagged msgpack structs, never pickle.
 
-    frontend --- Hello, Submit, Abort, Flush, Inspect --->  engine
-    frontend <-- Ready, Tokens, Finished, Rejected, Flushed, Inspected ---  engine
+    Hello, Submit, Abort, Flush, Inspect, Pin, Unpin, ShowTree           frontend --> engine
+    Ready, Tokens, Finished, Rejected, Flushed, Inspected, Pinned, TreeShown     frontend <-- engine
 
 Every `Submit` is answered by any number of `Tokens` and then exactly one `Finished` or `Rejected`.
 An engine answers a step with one frame that holds a list of messages. Field order is the wire
@@ -40,7 +40,9 @@ class Submit(Message, frozen=True):
     """One sequence to generate. `sampling.n` is 1 here: the frontend has expanded it.
 
     `logprob_start` is the first prompt position whose log-probability is wanted, -1 for none.
-    Requests of different `namespace`s never share cached tokens.
+    Requests of different `namespace`s never share cached tokens. A larger `priority` goes first
+    under the priority policies. Requests of one `program_id` belong together; "" is a program of
+    its own. With `timeout_s`, the request is ended that many seconds after its arrival.
     """
 
     request_id: str
@@ -50,6 +52,9 @@ class Submit(Message, frozen=True):
     return_logprob: bool = False
     logprob_start: int = -1
     top_logprobs: int = 0
+    priority: int = 0
+    program_id: str = ""
+    timeout_s: float | None = None
 
 
 class Abort(Message, frozen=True):
@@ -68,6 +73,30 @@ class Inspect(Message, frozen=True):
     """Ask for the engine's state, and for a check of its invariants. Answered by `Inspected`."""
 
     call_id: int
+
+
+class Pin(Message, frozen=True):
+    """Keep the computed part of a prefix from eviction for a time. Answered by `Pinned`."""
+
+    call_id: int
+    token_ids: bytes  # pack_ids
+    namespace: str
+    ttl_s: float
+
+
+class Unpin(Message, frozen=True):
+    """Give up the pin of exactly this prefix. Answered by `Pinned` with what was unpinned."""
+
+    call_id: int
+    token_ids: bytes
+    namespace: str
+
+
+class ShowTree(Message, frozen=True):
+    """Ask for the nodes of the tree, most recently used first. Answered by `TreeShown`."""
+
+    call_id: int
+    limit: int
 
 
 # --- engine to frontend -------------------------------------------------------------------------
@@ -130,6 +159,7 @@ class Finished(Message, frozen=True):
     retractions: int
     queue_s: float
     ttft_s: float
+    miss_reason: str | None = None  # why prompt tokens were computed: see PrefixCache.miss_reason
 
 
 class Rejected(Message, frozen=True):
@@ -174,8 +204,40 @@ class Inspected(Message, frozen=True):
     violations: list[str]
 
 
-ToEngine = Hello | Submit | Abort | Flush | Inspect
-ToFrontend = Ready | Tokens | Finished | Rejected | Flushed | Inspected
+class Pinned(Message, frozen=True):
+    """Answer to `Pin` and `Unpin`: how many tokens it was about. `error`: why a pin was refused."""
+
+    call_id: int
+    tokens: int
+    error: str | None = None
+
+
+class TreeNode(msgspec.Struct, frozen=True):
+    """One node as users may see it. `idle` is in ticks of the cache since its last use."""
+
+    number: int
+    parent: int  # the parent's number; 0 for a child of a root
+    namespace: str
+    start: int
+    token_ids: list[int]  # the first of its tokens
+    n_tokens: int
+    n_pages: int
+    hits: int
+    locks: int
+    pins: int
+    idle: int
+
+
+class TreeShown(Message, frozen=True):
+    """Answer to `ShowTree`. `total` is how many nodes there are, shown or not."""
+
+    call_id: int
+    total: int
+    nodes: list[TreeNode]
+
+
+ToEngine = Hello | Submit | Abort | Flush | Inspect | Pin | Unpin | ShowTree
+ToFrontend = Ready | Tokens | Finished | Rejected | Flushed | Inspected | Pinned | TreeShown
 
 encode = msgspec.msgpack.Encoder().encode
 decode_to_engine = msgspec.msgpack.Decoder(ToEngine).decode

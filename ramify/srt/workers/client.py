@@ -9,7 +9,7 @@ Each request has its own queue, so a caller that reads slowly delays no other.
 
 import asyncio
 import itertools
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing, suppress
 from enum import StrEnum
 
@@ -24,16 +24,22 @@ from ramify.srt.messages import (
     Inspect,
     Inspected,
     ModelInfo,
+    Pin,
+    Pinned,
     Ready,
     Rejected,
+    ShowTree,
     Submit,
     ToFrontend,
     Tokens,
+    TreeShown,
+    Unpin,
 )
 from ramify.srt.replies import ReplyAssembler
 from ramify.srt.transport import FrontendSocket
 
 Answer = Tokens | Finished | Rejected
+CallAnswer = Flushed | Inspected | Pinned | TreeShown
 
 
 class State(StrEnum):
@@ -68,7 +74,7 @@ class EngineClient:
         self._requests: dict[str, asyncio.Queue[Answer | RequestError]] = {}
         self._idle = asyncio.Event()  # set while no request is open
         self._idle.set()
-        self._calls: dict[int, asyncio.Future[Flushed | Inspected]] = {}
+        self._calls: dict[int, asyncio.Future[CallAnswer]] = {}
         self._call_ids = itertools.count()
 
     # --- life ---
@@ -189,13 +195,33 @@ class EngineClient:
         assert isinstance(answer, Inspected)
         return answer
 
-    async def _call(self, kind: type[Flush] | type[Inspect]) -> Flushed | Inspected:
+    async def pin(self, token_ids: bytes, namespace: str, ttl_s: float) -> Pinned:
+        """Keep the computed part of a prefix from eviction for a time."""
+        answer = await self._call(lambda call_id: Pin(call_id, token_ids, namespace, ttl_s))
+        assert isinstance(answer, Pinned)
+        return answer
+
+    async def unpin(self, token_ids: bytes, namespace: str) -> Pinned:
+        """Give up the pin of exactly this prefix."""
+        answer = await self._call(lambda call_id: Unpin(call_id, token_ids, namespace))
+        assert isinstance(answer, Pinned)
+        return answer
+
+    async def show_tree(self, limit: int) -> TreeShown:
+        """Nodes of the cache's tree, the most recently used first."""
+        answer = await self._call(lambda call_id: ShowTree(call_id, limit))
+        assert isinstance(answer, TreeShown)
+        return answer
+
+    async def _call(
+        self, make: Callable[[int], Flush | Inspect | Pin | Unpin | ShowTree]
+    ) -> CallAnswer:
         socket = self._connected()
         call_id = next(self._call_ids)
-        answer: asyncio.Future[Flushed | Inspected] = asyncio.get_running_loop().create_future()
+        answer: asyncio.Future[CallAnswer] = asyncio.get_running_loop().create_future()
         self._calls[call_id] = answer
         try:
-            await socket.send(kind(call_id))
+            await socket.send(make(call_id))
             return await answer
         finally:
             del self._calls[call_id]
@@ -219,7 +245,7 @@ class EngineClient:
             if self._ready is not None and not self._ready.done():
                 self.state = State.READY
                 self._ready.set_result(message.info)
-        elif isinstance(message, Flushed | Inspected):
+        elif isinstance(message, CallAnswer):
             call = self._calls.get(message.call_id)
             if call is not None and not call.done():
                 call.set_result(message)

@@ -22,12 +22,17 @@ from ramify.srt.messages import (
     Inspect,
     Inspected,
     ModelInfo,
+    Pin,
+    Pinned,
     Ready,
     Rejected,
+    ShowTree,
     Submit,
     ToEngine,
     ToFrontend,
     Tokens,
+    TreeShown,
+    Unpin,
     unpack_ids,
 )
 from ramify.srt.transport import EngineEnd
@@ -51,6 +56,12 @@ class Core(Protocol):
     def flush(self) -> bool: ...
 
     def inspect(self) -> tuple[EngineStats, list[str]]: ...
+
+    def pin(self, message: Pin, now: float) -> Pinned: ...
+
+    def unpin(self, message: Unpin, now: float) -> Pinned: ...
+
+    def show_tree(self, message: ShowTree) -> TreeShown: ...
 
     def step(self) -> list[ToFrontend]: ...
 
@@ -128,6 +139,12 @@ class _Loop:
             return Ready(self._core.info, os.getpid())
         if isinstance(message, Flush):
             return Flushed(message.call_id, self._core.flush())
+        if isinstance(message, Pin):
+            return self._core.pin(message, self._clock.now())
+        if isinstance(message, Unpin):
+            return self._core.unpin(message, self._clock.now())
+        if isinstance(message, ShowTree):
+            return self._core.show_tree(message)
         assert isinstance(message, Inspect), message
         return Inspected(message.call_id, *self._core.inspect())
 
