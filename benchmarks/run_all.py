@@ -14,6 +14,7 @@ RUNS = (
     ("kernels_1_thread", "kernels.py", "1"),
     ("kernels_2_threads", "kernels.py", "2"),
     ("decode_vs_transformers", "decode_vs_transformers.py", "--threads", "2"),
+    ("cache_policies", "cache_policies.py"),
     ("cache_overhead", "cache_overhead.py", "--threads", "2"),
     ("shared_prefix_http", "shared_prefix_http.py"),
 )
