@@ -13,6 +13,8 @@ from typing import Annotated, Any, ClassVar, Literal, Self
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PlainValidator, model_validator
 from pydantic_core import PydanticCustomError
 
+from ramify.srt.intake import MAX_DURATION_S, MAX_PRIORITY, MAX_PROGRAM_ID_CHARS
+
 MAX_ID_CHARS = 256
 MAX_MESSAGES = 8192
 MAX_PARTS = 1024
@@ -44,7 +46,6 @@ UNSUPPORTED: dict[str, Accepts] = {
     "custom_logit_processor": only(""),
     "custom_params": only({}),
     "return_hidden_states": only(False),
-    "priority": only(),
 }
 OPENAI_NO_OPS: dict[str, Accepts] = UNSUPPORTED | {
     "user": anything,
@@ -154,6 +155,9 @@ Prompt = Annotated[
 ]
 Identifier = Annotated[str, Field(min_length=1, max_length=MAX_ID_CHARS)]
 Salt = Annotated[str, Field(max_length=MAX_ID_CHARS)]
+Priority = Annotated[int, Field(ge=-MAX_PRIORITY, le=MAX_PRIORITY)]
+ProgramId = Annotated[str, Field(max_length=MAX_PROGRAM_ID_CHARS)]
+Duration = Annotated[float, Field(gt=0, le=MAX_DURATION_S)]
 
 
 def _bias(value: dict[str, float]) -> dict[str, float]:
@@ -196,6 +200,9 @@ class GenerateBody(Body):
     return_text_in_logprobs: bool = False
     extra_key: Salt = ""
     cache_salt: Salt = ""
+    priority: Priority = 0
+    program_id: ProgramId = ""
+    timeout_s: Duration | None = None
 
     @model_validator(mode="after")
     def _one_prompt(self) -> Self:
@@ -246,6 +253,9 @@ class Sampled(Body):
     no_stop_trim: bool = False
     cache_salt: Salt = ""
     extra_key: Salt = ""
+    priority: Priority = 0
+    program_id: ProgramId = ""
+    timeout_s: Duration | None = None
 
     @model_validator(mode="after")
     def _options_need_stream(self) -> Self:

@@ -137,6 +137,7 @@ def native_requests(body: GenerateBody, max_batch: int) -> tuple[list[GenerateRe
             logprob_start_len=body.logprob_start_len,
             top_logprobs_num=body.top_logprobs_num,
             return_text_in_logprobs=body.return_text_in_logprobs,
+            **_scheduling(body),
         )
     except InvalidRequest as error:
         raise renamed(error, native_name) from None
@@ -148,6 +149,11 @@ def native_name(param: str) -> str:
     if param == "namespace":
         return "cache_salt"
     return param if param in GenerateBody.model_fields else f"sampling_params.{param}"
+
+
+def _scheduling(body: GenerateBody | Sampled) -> dict[str, Any]:
+    """What a body says of when its requests run: the same fields on all routes."""
+    return {name: getattr(body, name) for name in ("priority", "program_id", "timeout_s")}
 
 
 def _split(prompt: str | list[str] | list[int] | list[list[int]]) -> list[Any]:
@@ -171,6 +177,7 @@ def completion_requests(body: CompletionBody) -> list[GenerateRequest]:
             return_logprob=body.logprobs is not None,
             logprob_start=0 if body.echo and body.logprobs is not None else -1,
             top_logprobs=body.logprobs or 0,
+            **_scheduling(body),
         )
         for prompt in _split(body.prompt)
     ]
@@ -191,6 +198,7 @@ def chat_request(body: ChatBody, prompt_ids: Sequence[int]) -> GenerateRequest:
         namespace=namespace(body.extra_key, body.cache_salt),
         return_logprob=body.logprobs,
         top_logprobs=body.top_logprobs,
+        **_scheduling(body),
     )
 
 

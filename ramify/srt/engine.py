@@ -87,7 +87,8 @@ class Engine:
         With `stream`, an iterator of replies so far (text is cumulative; with several sequences
         each has its `index`); leaving it early aborts. `options` are those of
         `intake.generate_requests`: `return_logprob`, `logprob_start_len`, `top_logprobs_num`,
-        `return_text_in_logprobs`, `namespace`. Raises a RequestError.
+        `return_text_in_logprobs`, `namespace`, `priority`, `program_id`, `timeout_s`. Raises a
+        RequestError.
         """
         call = self._call(prompt, sampling_params, input_ids, rid, options)
         if stream:

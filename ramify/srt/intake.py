@@ -24,6 +24,9 @@ MAX_NAMESPACE_CHARS = 256
 SEED_STEP = 0x1E3779B97F4A7C15  # odd, so 2**63 sequences of one seed all differ
 MAX_BATCH = 1024
 MAX_ID_CHARS = 256
+MAX_PRIORITY = 2**31 - 1
+MAX_PROGRAM_ID_CHARS = 128
+MAX_DURATION_S = 86_400.0  # of a request's timeout and of a pin
 CONSTRAINTS = ("json_schema", "regex", "ebnf", "structural_tag", "stop_regex")
 
 _FIELDS = {item.name: item for item in msgspec.structs.fields(SamplingParams)}
@@ -33,6 +36,9 @@ _OPTION_FIELDS = {
     "logprob_start_len": "logprob_start",
     "top_logprobs_num": "top_logprobs",
     "return_text_in_logprobs": "return_text_in_logprobs",
+    "priority": "priority",
+    "program_id": "program_id",
+    "timeout_s": "timeout_s",
 }
 
 
@@ -47,7 +53,8 @@ class GenerateRequest:
     """One prompt, as a user gave it. Exactly one of `text` and `input_ids` is set.
 
     `logprob_start` is the first prompt position whose log-probability is wanted; -1: none, only
-    those of the output. It and `top_logprobs` act only with `return_logprob`.
+    those of the output. It and `top_logprobs` act only with `return_logprob`. `priority`,
+    `program_id` and `timeout_s` are those of `Submit`.
     """
 
     text: str | None = None
@@ -58,6 +65,9 @@ class GenerateRequest:
     logprob_start: int = -1
     top_logprobs: int = 0
     return_text_in_logprobs: bool = False
+    priority: int = 0
+    program_id: str = ""
+    timeout_s: float | None = None
 
 
 def seed_source(seed: int | None) -> Callable[[], int]:
@@ -152,8 +162,8 @@ def generate_requests(
 
     `text` is a string or a list of them, `input_ids` a list of ids or a list of such lists. Each
     of `sampling` (objects) and `options` (`namespace`, `return_logprob`, `logprob_start_len`,
-    `top_logprobs_num`, `return_text_in_logprobs`) holds for all prompts, or is a list with one for
-    each; None means its default. Raises InvalidRequest.
+    `top_logprobs_num`, `return_text_in_logprobs`, `priority`, `program_id`, `timeout_s`) holds for
+    all prompts, or is a list with one for each; None means its default. Raises InvalidRequest.
     """
     if (text is None) == (input_ids is None):
         raise _invalid("text", "or input_ids must be given, and not both")
@@ -187,6 +197,27 @@ def _each(name: str, value: Any, size: int | None) -> Sequence[Any]:
 
 
 # --- one prompt -----------------------------------------------------------------------------------
+
+
+def prefix_ids(
+    text: str | None,
+    input_ids: Sequence[int] | None,
+    namespace: str,
+    tokenizer: TextEncoder | None,
+    info: ModelInfo,
+) -> bytes:
+    """The packed tokens of a prefix to pin or unpin: those that a request with it begins with.
+
+    A text's last token may be another one once the text goes on. Raises InvalidRequest.
+    """
+    _check_short("namespace", namespace, MAX_NAMESPACE_CHARS)
+    request = GenerateRequest(text=text, input_ids=input_ids)
+    return pack_ids(tuple(_prompt_ids(request, tokenizer, info)))
+
+
+def check_ttl(ttl_s: float) -> None:
+    """Raises InvalidRequest for a time that no prefix can be pinned for."""
+    _check_duration("ttl_s", ttl_s)
 
 
 def to_submits(
@@ -225,6 +256,9 @@ def to_submits(
             return_logprob=request.return_logprob,
             logprob_start=request.logprob_start if request.return_logprob else -1,
             top_logprobs=request.top_logprobs if request.return_logprob else 0,
+            priority=request.priority,
+            program_id=request.program_id,
+            timeout_s=request.timeout_s,
         )
         for i in range(request.sampling.n)
     ]
@@ -234,14 +268,28 @@ def _check_extras(request: GenerateRequest) -> None:
     for name, value, low, high in (
         ("logprob_start_len", request.logprob_start, -1, 2**31 - 1),
         ("top_logprobs_num", request.top_logprobs, 0, MAX_TOP_LOGPROBS),
+        ("priority", request.priority, -MAX_PRIORITY, MAX_PRIORITY),
     ):
         if type(value) is not int or not low <= value <= high:
             raise _invalid(name, f"takes an integer from {low} to {high}, got {value!r:.40}")
     if type(request.return_logprob) is not bool:
         raise _invalid("return_logprob", "must be true or false")
-    if not isinstance(request.namespace, str) or len(request.namespace) > MAX_NAMESPACE_CHARS:
-        raise _invalid("namespace", f"must be a text of at most {MAX_NAMESPACE_CHARS} characters")
-    _check_unicode("namespace", request.namespace)
+    _check_short("namespace", request.namespace, MAX_NAMESPACE_CHARS)
+    _check_short("program_id", request.program_id, MAX_PROGRAM_ID_CHARS)
+    if request.timeout_s is not None:
+        _check_duration("timeout_s", request.timeout_s)
+
+
+def _check_short(name: str, text: object, most: int) -> None:
+    if not isinstance(text, str) or len(text) > most:
+        raise _invalid(name, f"must be a text of at most {most} characters")
+    _check_unicode(name, text)
+
+
+def _check_duration(name: str, seconds: float) -> None:
+    if type(seconds) not in (int, float) or not 0 < seconds <= MAX_DURATION_S:
+        right = f"takes seconds, more than 0 and at most {MAX_DURATION_S:g}"
+        raise _invalid(name, f"{right}, got {seconds!r:.40}")
 
 
 def _prompt_ids(

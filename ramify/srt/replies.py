@@ -15,6 +15,11 @@ from ramify.srt.tokenization.incremental import IncrementalDecoder
 from ramify.srt.tokenization.stopping import StopStrings
 from ramify.srt.tokenization.tokenizer import Tokenizer
 
+TIMEOUT = {
+    "type": "abort",
+    "message": "the request ran out of its timeout_s",
+    "err_type": "timeout",
+}
 ERRORS: dict[str, type[RequestError]] = {
     kind.__name__: kind for kind in (InvalidRequest, QueueFull, Unavailable, Aborted)
 }
@@ -151,6 +156,11 @@ class ReplyAssembler:
         return self._cached_tokens
 
     @property
+    def elapsed_s(self) -> float:
+        """Seconds from the start to the last message."""
+        return self._now_s - self._started_s
+
+    @property
     def finish_reason(self) -> dict[str, Any] | None:
         """SGLang's object, or None while the request runs."""
         if self.finished is None:
@@ -161,6 +171,8 @@ class ReplyAssembler:
             return {"type": "stop", "matched": self.finished.matched}
         if self.finished.reason == FinishReason.LENGTH:
             return {"type": "length", "length": len(self._output_ids)}
+        if self.finished.reason == "timeout":
+            return dict(TIMEOUT)
         return {"type": "abort", "message": "the request was aborted"}
 
     @property
@@ -182,14 +194,19 @@ class ReplyAssembler:
         }
 
     def meta_info(self) -> dict[str, Any]:
-        """Counts, times in seconds, and the log-probabilities that were asked for."""
+        """Counts, times in seconds, and the log-probabilities that were asked for.
+
+        `cache_miss_reason` is None while the request runs, and when nothing was missed.
+        """
         meta: dict[str, Any] = {
             "id": self.submit.request_id,
             "finish_reason": self.finish_reason,
             "prompt_tokens": self.prompt_tokens,
             "completion_tokens": len(self._output_ids),
             "cached_tokens": self._cached_tokens,
-            "e2e_latency": self._now_s - self._started_s,
+            "computed_tokens": self.prompt_tokens - self._cached_tokens,
+            "cache_miss_reason": None if self.finished is None else self.finished.miss_reason,
+            "e2e_latency": self.elapsed_s,
         }
         if self.finished is not None:
             meta["num_retractions"] = self.finished.retractions

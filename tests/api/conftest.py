@@ -16,6 +16,11 @@ HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE))
 
 
+def search_path() -> list[str]:
+    """Where a server process finds the fakes, and the package that is under test."""
+    return [str(HERE), *filter(None, [os.environ.get("PYTHONPATH")])]
+
+
 class RunningServer:
     """A server process. `start_lines` is what it printed when it was ready."""
 
@@ -23,7 +28,7 @@ class RunningServer:
         self.process = subprocess.Popen(
             [sys.executable, str(HERE / "http_fakes.py"), model, str(folder), *options],
             stdout=subprocess.PIPE,
-            env={**os.environ, "PYTHONPATH": str(HERE)},
+            env={**os.environ, "PYTHONPATH": os.pathsep.join(search_path())},
             text=True,
         )
         assert self.process.stdout is not None

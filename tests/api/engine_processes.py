@@ -28,7 +28,7 @@ CORE = "fake_core:make"
 @pytest.fixture
 def find_fake_core(monkeypatch):
     """The engine process runs with a safe path, so it must be told where the fake is."""
-    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent))
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent), prepend=os.pathsep)
 
 
 @asynccontextmanager

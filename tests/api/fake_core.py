@@ -4,6 +4,7 @@ In a process it is named `fake_core:make` and takes its knobs from the model's n
 `fake:step_s=0.01,crash_at=500`. A token with the value of a `*_at` knob in a prompt sets it off.
 """
 
+import math
 import os
 import time
 from dataclasses import dataclass, fields
@@ -57,6 +58,7 @@ class FakeCore:
             load_s=self.knobs.load_s,
         )
         self.running: dict[str, tuple[Submit, list[int], int]] = {}  # submit, prompt, made so far
+        self.deadlines: dict[str, float] = {}
         self.steps = 0
         self.flushes = 0
         self.aborted: list[str] = []
@@ -70,6 +72,8 @@ class FakeCore:
         if self.knobs.reject_at in prompt:
             return Rejected(message.request_id, "QueueFull", "the queue is full")
         self.running[message.request_id] = (message, prompt, 0)
+        if message.timeout_s is not None:
+            self.deadlines[message.request_id] = time.monotonic() + message.timeout_s
         return None
 
     def abort(self, request_id: str, now: float) -> list[ToFrontend]:
@@ -100,6 +104,8 @@ class FakeCore:
             raise RuntimeError("the fake was told to fail")
         if made == submit.sampling.max_new_tokens:
             return [self._finished(request_id, "length", None)]
+        if time.monotonic() > self.deadlines.get(request_id, math.inf):
+            return [self._finished(request_id, "timeout", None)]
         made += 1
         self.running[request_id] = (submit, prompt, made)
         token = EOS if made == self.knobs.eos_after else (prompt[-1] + made) % EOS
@@ -113,7 +119,10 @@ class FakeCore:
 
     def _finished(self, request_id: str, reason: str, matched: int | None) -> Finished:
         _, prompt, made = self.running.pop(request_id)
-        return Finished(request_id, reason, matched, len(prompt), 0, made, 0, 0.0, 0.0)
+        self.deadlines.pop(request_id, None)
+        return Finished(
+            request_id, reason, matched, len(prompt), 0, made, 0, 0.0, 0.0, "never seen"
+        )
 
 
 def make(config: EngineConfig) -> FakeCore:

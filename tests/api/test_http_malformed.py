@@ -48,6 +48,8 @@ BODIES = {
     "a key twice": (b'{"text": "a", "text": "b"}', None),
     "a key twice, deeper": (b'{"text": "a", "sampling_params": {"n": 1, "n": 2}}', None),
     "NaN": (b'{"text": "a", "sampling_params": {"temperature": NaN}}', None),
+    "NaN as a timeout": (b'{"text": "a", "timeout_s": NaN}', None),
+    "an overflow as a timeout": (b'{"text": "a", "timeout_s": 1e999}', "timeout_s"),
     "infinity": (b'{"text": "a", "sampling_params": {"temperature": -Infinity}}', None),
     "overflow": (
         b'{"text": "a", "sampling_params": {"temperature": 1e999}}',
@@ -113,8 +115,6 @@ NATIVE = [
     ({"cache_salt": "x" * 257}, "cache_salt"),
     ({"cache_salt": "x" * 200, "extra_key": "y" * 100}, "cache_salt"),
     ({"cache_salt": 5}, "cache_salt"),
-    ({"priority": 1}, "priority"),
-    ({"priority": 2**63}, "priority"),
     ({"lora_path": "../../etc"}, "lora_path"),
     ({"image_data": "http://169.254.169.254/"}, "image_data"),
     ({"input_embeds": [[0.5]]}, "input_embeds"),
@@ -193,7 +193,6 @@ OPENAI = [
     ({"response_format": {"type": "json_object"}}, "response_format"),
     ({"service_tier": "priority"}, "service_tier"),
     ({"store": True}, "store"),
-    ({"priority": "high"}, "priority"),
     ({"regex": "a+"}, "regex"),
     ({"cache_salt": "x" * 300}, "cache_salt"),
     ({"allowed_token_ids": []}, "allowed_token_ids"),
@@ -255,7 +254,17 @@ CHATS = [
     ({"max_tokens": None, "max_completion_tokens": -1}, "max_completion_tokens"),
     ({"continue_final_message": True}, "continue_final_message"),
 ]
+SCHEDULING = [
+    ({name: value}, name)
+    for name, values in (
+        ("priority", ["high", 1.0, 1.5, True, [1], 2**31, -(2**31), 2**63, 10**300]),
+        ("program_id", [5, ["p"], "p" * 129, {"id": "p"}]),
+        ("timeout_s", [0, -1, -0.0, 86_401, 1e308, 10**400, "5", True, [1.0]]),
+    )
+    for value in values
+]
 CASES = [
+    *((path, *case) for path in (GENERATE, COMPLETE, CHAT) for case in SCHEDULING),
     *((GENERATE, *case) for case in NATIVE),
     *((path, *case) for path in (COMPLETE, CHAT) for case in OPENAI),
     *((COMPLETE, *case) for case in COMPLETIONS),
@@ -281,6 +290,9 @@ def test_fields_that_are_wrong(server, path, change, param):
         (GENERATE, {"sampling_params": {"regex": "", "top_p": None, "max_new_tokens": 1}}),
         (GENERATE, {"text": "<eos>"}),
         (GENERATE, {"cache_salt": "a/b"}),
+        (GENERATE, {"priority": None, "program_id": None, "timeout_s": None}),
+        (GENERATE, {"priority": -(2**31) + 1, "program_id": "p" * 128, "timeout_s": 86_400}),
+        (CHAT, {"priority": 2**31 - 1, "program_id": "", "timeout_s": 0.5}),
         (COMPLETE, {"max_tokens": 0, "echo": True}),
         (COMPLETE, {"stop": None, "n": None, "suffix": None, "user": "x" * 10_000}),
         (CHAT, {"max_tokens": None, "max_completion_tokens": 1}),

@@ -102,6 +102,29 @@ def test_only_requests_of_one_namespace_share(server):
     assert cached(extra_key="ab") == 0
 
 
+def test_a_reply_says_what_was_computed_and_why(server):
+    server.client.post("/flush_cache")
+    params = {"max_new_tokens": 1}
+    meta = generate(server, text="y" * 30, sampling_params=params).json()["meta_info"]
+    assert (meta["cached_tokens"], meta["computed_tokens"]) == (0, 30)
+    assert meta["cache_miss_reason"] == "never seen"
+    params = {"max_new_tokens": 9}
+    chunks = events(generate(server, text="y" * 30, stream=True, sampling_params=params))
+    metas = [chunk["meta_info"] for chunk in chunks]
+    assert {meta["computed_tokens"] for meta in metas} == {1}
+    assert metas[0]["cache_miss_reason"] is None, "told at the end"
+
+
+def test_a_request_ends_when_its_time_is_over(server):
+    params = {"max_new_tokens": 3000}
+    reply = generate(server, text="a", sampling_params=params, timeout_s=0.05).json()
+    assert 0 < reply["meta_info"]["completion_tokens"] < 3000
+    assert reply["meta_info"]["finish_reason"]["err_type"] == "timeout"
+    completion = {"model": "fake", "prompt": "a", "max_tokens": 3000, "timeout_s": 0.05}
+    (choice,) = server.post("/v1/completions", **completion).json()["choices"]
+    assert choice["finish_reason"] == "abort"
+
+
 def test_requests_are_known_by_the_names_of_their_client(server):
     params = {"max_new_tokens": 1}
     assert generate(server, text="a", rid="mine").json()["meta_info"]["id"] == "mine"

@@ -245,10 +245,36 @@ def test_a_huge_text_is_refused_before_it_is_tokenised():
         ("return_logprob", {"return_logprob": "yes"}),
         ("namespace", {"namespace": "x" * 257}),
         ("namespace", {"namespace": 5}),
+        ("priority", {"priority": 2**31}),
+        ("priority", {"priority": -(2**31)}),
+        ("priority", {"priority": 1.0}),
+        ("priority", {"priority": True}),
+        ("priority", {"priority": None}),
+        ("program_id", {"program_id": "x" * 129}),
+        ("program_id", {"program_id": "\ud800"}),
+        ("program_id", {"program_id": 5}),
+        ("program_id", {"program_id": None}),
+        ("timeout_s", {"timeout_s": 0}),
+        ("timeout_s", {"timeout_s": -1.0}),
+        ("timeout_s", {"timeout_s": math.nan}),
+        ("timeout_s", {"timeout_s": math.inf}),
+        ("timeout_s", {"timeout_s": 86_401}),
+        ("timeout_s", {"timeout_s": 10**400}),
+        ("timeout_s", {"timeout_s": True}),
+        ("timeout_s", {"timeout_s": "5"}),
     ],
 )
 def test_extras_are_checked(name, fields):
     assert refused(input_ids=[1], sampling=SHORT, **fields).param == name
+
+
+def test_what_the_scheduler_reads_reaches_each_submit():
+    sampling = SamplingParams(max_new_tokens=4, n=2)
+    fields = {"priority": -(2**31) + 1, "program_id": "p" * 128, "timeout_s": 86_400}
+    for made in submits(GenerateRequest(input_ids=[1], sampling=sampling, **fields)):
+        assert {name: getattr(made, name) for name in fields} == fields
+    [made] = submits(GenerateRequest(input_ids=[1], sampling=SHORT))
+    assert (made.priority, made.program_id, made.timeout_s) == (0, "", None)
 
 
 def test_logprob_options_act_only_when_asked_for():
@@ -305,11 +331,14 @@ def test_options_are_shared_or_one_for_each_prompt():
         return_logprob=True,
         top_logprobs_num=[1, 2],
         logprob_start_len=None,
+        priority=[1, None],
+        timeout_s=2.5,
     )
     assert [request.sampling.n for request in made] == [2, 1]
     assert [request.return_logprob for request in made] == [True, True]
     assert [request.top_logprobs for request in made] == [1, 2]
     assert [request.logprob_start for request in made] == [-1, -1]
+    assert [(request.priority, request.timeout_s) for request in made] == [(1, 2.5), (0, 2.5)]
 
 
 @pytest.mark.parametrize(

@@ -58,6 +58,8 @@ def test_text_comes_as_it_is_decoded_and_never_half_a_character():
         "prompt_tokens": 3,
         "completion_tokens": 6,
         "cached_tokens": 2,
+        "computed_tokens": 1,
+        "cache_miss_reason": None,
         "e2e_latency": 2.5,
         "num_retractions": 1,
         "queue_time": 0.25,
@@ -72,6 +74,28 @@ def test_a_reply_before_the_end_has_no_reason():
     assert (reply["text"], reply["meta_info"]["finish_reason"]) == ("ab", None)
     assert reply["meta_info"]["cached_tokens"] == 2
     assert "ttft" not in reply["meta_info"], "known at the end only"
+
+
+def test_the_end_says_why_prompt_tokens_were_computed():
+    made = assembler()
+    feed(made, b"ab")
+    assert made.reply()["meta_info"]["cache_miss_reason"] is None
+    made.push(Finished("r", "length", None, 3, 1, 2, 0, 0.0, 0.0, "evicted"), 12.0)
+    meta = made.reply()["meta_info"]
+    assert (meta["cached_tokens"], meta["computed_tokens"]) == (1, 2)
+    assert meta["cache_miss_reason"] == "evicted"
+
+
+def test_a_timeout_is_an_abort_that_says_so():
+    made = assembler()
+    feed(made, b"ab")
+    reply = end(made, "timeout")
+    assert reply["text"] == "ab", "what there is by then is the reply"
+    assert reply["meta_info"]["finish_reason"] == {
+        "type": "abort",
+        "message": "the request ran out of its timeout_s",
+        "err_type": "timeout",
+    }
 
 
 def test_half_a_character_at_the_end_is_shown_as_replaced():

@@ -124,6 +124,19 @@ def test_openai_fields_become_sampling_parameters():
     )
 
 
+def test_what_the_scheduler_reads_has_one_name_on_all_routes():
+    fields = {"priority": -3, "program_id": "p", "timeout_s": 2}
+    native = parse(json.dumps({"text": "p"} | fields).encode(), GenerateBody)
+    made = [
+        *translate.native_requests(native, 1)[0],
+        *translate.completion_requests(completion(**fields)),
+        translate.chat_request(chat(**fields), [1]),
+    ]
+    assert len(made) == 3
+    for request in made:
+        assert {name: getattr(request, name) for name in fields} == fields
+
+
 def test_every_shared_option_of_openai_is_one_of_ours():
     """A name that is in one list only would be lost on the way."""
     assert set(translate.SHARED) <= set(SamplingParams.__struct_fields__)
@@ -208,7 +221,7 @@ def test_a_chat_stream_opens_with_the_role_and_closes_with_the_usage():
     (opening,) = answer.moved(0)
     assert opening["choices"][0]["delta"] == {"role": "assistant", "content": ""}
     assert opening["usage"] is None
-    end(assembler, "abort")
+    end(assembler, "timeout")
     (last,) = answer.moved(0)
     assert last["choices"][0]["finish_reason"] == "abort"
     (closing,) = answer.closing()
