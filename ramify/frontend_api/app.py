@@ -5,7 +5,7 @@ from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 from starlette.types import Lifespan
 
-from ramify.frontend_api import routes_native, routes_openai
+from ramify.frontend_api import routes_cache, routes_native, routes_openai
 from ramify.frontend_api.errors import (
     on_http_exception,
     on_query_error,
@@ -23,6 +23,7 @@ def create_app(service: Service, lifespan: Lifespan[FastAPI] | None = None) -> F
     app.state.service = service
     app.include_router(routes_native.router)
     app.include_router(routes_openai.router)
+    app.include_router(routes_cache.router)
     app.add_exception_handler(RequestError, on_request_error)
     app.add_exception_handler(HTTPException, on_http_exception)
     app.add_exception_handler(RequestValidationError, on_query_error)

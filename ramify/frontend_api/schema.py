@@ -13,7 +13,12 @@ from typing import Annotated, Any, ClassVar, Literal, Self
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PlainValidator, model_validator
 from pydantic_core import PydanticCustomError
 
-from ramify.srt.intake import MAX_DURATION_S, MAX_PRIORITY, MAX_PROGRAM_ID_CHARS
+from ramify.srt.intake import (
+    MAX_DURATION_S,
+    MAX_PRIORITY,
+    MAX_PROGRAM_ID_CHARS,
+    MAX_TREE_NODES,
+)
 
 MAX_ID_CHARS = 256
 MAX_MESSAGES = 8192
@@ -127,12 +132,19 @@ def _ids(value: Any) -> bool:
     if not isinstance(value, list) or not value:
         return False
     if isinstance(value[0], list):
-        return all(isinstance(item, list) and _flat_ids(item) for item in value)
+        return all(_flat_ids(item) for item in value)
     return _flat_ids(value)
 
 
-def _flat_ids(value: list[Any]) -> bool:
-    return bool(value) and all(type(item) is int and 0 <= item < UINT32 for item in value)
+def _flat_ids(value: Any) -> bool:
+    if not isinstance(value, list) or not value:
+        return False
+    return all(type(item) is int and 0 <= item < UINT32 for item in value)
+
+
+def _check_one(text: object, input_ids: object) -> None:
+    if (text is None) == (input_ids is None):
+        raise wrong("text", "give exactly one of text and input_ids")
 
 
 def _takes(right: str, *accepts: Accepts) -> PlainValidator:
@@ -150,6 +162,7 @@ TEXTS = "a string or a list of strings"
 IDS = "a list of token ids or a list of such lists"
 Text = Annotated[str | list[str], _takes(TEXTS, _texts)]
 Ids = Annotated[list[int] | list[list[int]], _takes(IDS, _ids)]
+FlatIds = Annotated[list[int], _takes("a list of token ids", _flat_ids)]
 Prompt = Annotated[
     str | list[str] | list[int] | list[list[int]], _takes(f"{TEXTS}, or {IDS}", _texts, _ids)
 ]
@@ -206,9 +219,36 @@ class GenerateBody(Body):
 
     @model_validator(mode="after")
     def _one_prompt(self) -> Self:
-        if (self.text is None) == (self.input_ids is None):
-            raise wrong("text", "give exactly one of text and input_ids")
+        _check_one(self.text, self.input_ids)
         return self
+
+
+class PrefixBody(Body):
+    """POST /cache/unpin: a prefix, named as a request that begins with it names it."""
+
+    text: str | None = None
+    input_ids: FlatIds | None = None
+    extra_key: Salt = ""
+    cache_salt: Salt = ""
+
+    @model_validator(mode="after")
+    def _one_prompt(self) -> Self:
+        _check_one(self.text, self.input_ids)
+        return self
+
+
+class PinBody(PrefixBody):
+    """POST /cache/pin: a prefix, and for how many seconds it is kept."""
+
+    ttl_s: Duration
+
+
+class TreeQuery(BaseModel):
+    """GET /cache/tree: how many nodes are shown."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    limit: Annotated[int, Field(ge=1, le=MAX_TREE_NODES)] = 100
 
 
 class AbortBody(Body):

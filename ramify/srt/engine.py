@@ -20,12 +20,25 @@ from ramify.srt import intake, replies
 from ramify.srt.clock import MonotonicClock
 from ramify.srt.config import EngineConfig, check_engine
 from ramify.srt.errors import InvalidRequest, Unavailable
-from ramify.srt.messages import Finished, Flush, Flushed, Inspect, Inspected, Rejected, Tokens
+from ramify.srt.messages import (
+    Finished,
+    Flush,
+    Flushed,
+    Inspect,
+    Inspected,
+    Pin,
+    Pinned,
+    Rejected,
+    ShowTree,
+    Tokens,
+    TreeShown,
+    Unpin,
+)
 from ramify.srt.replies import ReplyAssembler
 from ramify.srt.tokenization.tokenizer import Tokenizer
 from ramify.srt.weights.source import prepare
 from ramify.srt.workers.engine_loop import Core
-from ramify.srt.workers.engine_thread import Answer, EngineThread
+from ramify.srt.workers.engine_thread import Answer, Call, EngineThread
 
 Reply = dict[str, Any]
 
@@ -139,6 +152,45 @@ class Engine:
         answer = self._ask(Flush(next(self._call_ids)))
         return isinstance(answer, Flushed) and answer.done
 
+    def pin_prefix(
+        self,
+        text: str | None = None,
+        input_ids: Sequence[int] | None = None,
+        *,
+        ttl_s: float,
+        namespace: str = "",
+    ) -> int:
+        """Keep the computed part of a prefix from eviction for `ttl_s` seconds; its tokens.
+
+        Nothing is computed: `generate` with `max_new_tokens` 0 does that. Raises InvalidRequest,
+        also when pins would hold more of the cache than they may.
+        """
+        intake.check_ttl(ttl_s)
+        packed = intake.prefix_ids(text, input_ids, namespace, self._tokenizer, self._info)
+        answer = self._ask(Pin(next(self._call_ids), packed, namespace, ttl_s))
+        assert isinstance(answer, Pinned)
+        return replies.pinned_tokens(answer)
+
+    def unpin_prefix(
+        self,
+        text: str | None = None,
+        input_ids: Sequence[int] | None = None,
+        *,
+        namespace: str = "",
+    ) -> int:
+        """Give up the pin of exactly this prefix; the tokens it held, 0 if there is none."""
+        packed = intake.prefix_ids(text, input_ids, namespace, self._tokenizer, self._info)
+        answer = self._ask(Unpin(next(self._call_ids), packed, namespace))
+        assert isinstance(answer, Pinned)
+        return replies.pinned_tokens(answer)
+
+    def cache_tree(self, limit: int = 100) -> dict[str, Any]:
+        """The shape of the cache, without contents: nodes, the most recently used first."""
+        intake.check_tree_limit(limit)
+        answer = self._ask(ShowTree(next(self._call_ids), limit))
+        assert isinstance(answer, TreeShown)
+        return replies.cache_tree(answer)
+
     def model_info(self) -> dict[str, Any]:
         """What the model is: path, names, sizes, chat template."""
         return replies.model_info(self._info, self._path, self._name, self._tokenizer)
@@ -238,7 +290,7 @@ class Engine:
             self._thread.abort([answer.request_id])
         return assembler
 
-    def _ask(self, message: Flush | Inspect) -> Answer:
+    def _ask(self, message: Call) -> Answer:
         mailbox: queue.SimpleQueue[Answer | Unavailable] = queue.SimpleQueue()
         self._thread.open(mailbox.put, [message])
         answer = mailbox.get()

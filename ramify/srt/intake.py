@@ -26,6 +26,7 @@ MAX_BATCH = 1024
 MAX_ID_CHARS = 256
 MAX_PRIORITY = 2**31 - 1
 MAX_PROGRAM_ID_CHARS = 128
+MAX_TREE_NODES = 1000
 MAX_DURATION_S = 86_400.0  # of a request's timeout and of a pin
 CONSTRAINTS = ("json_schema", "regex", "ebnf", "structural_tag", "stop_regex")
 
@@ -220,6 +221,11 @@ def check_ttl(ttl_s: float) -> None:
     _check_duration("ttl_s", ttl_s)
 
 
+def check_tree_limit(limit: int) -> None:
+    """Raises InvalidRequest for a number of nodes that is not shown at once."""
+    _check_int("limit", limit, 1, MAX_TREE_NODES)
+
+
 def to_submits(
     request: GenerateRequest,
     tokenizer: TextEncoder | None,
@@ -270,14 +276,18 @@ def _check_extras(request: GenerateRequest) -> None:
         ("top_logprobs_num", request.top_logprobs, 0, MAX_TOP_LOGPROBS),
         ("priority", request.priority, -MAX_PRIORITY, MAX_PRIORITY),
     ):
-        if type(value) is not int or not low <= value <= high:
-            raise _invalid(name, f"takes an integer from {low} to {high}, got {value!r:.40}")
+        _check_int(name, value, low, high)
     if type(request.return_logprob) is not bool:
         raise _invalid("return_logprob", "must be true or false")
     _check_short("namespace", request.namespace, MAX_NAMESPACE_CHARS)
     _check_short("program_id", request.program_id, MAX_PROGRAM_ID_CHARS)
     if request.timeout_s is not None:
         _check_duration("timeout_s", request.timeout_s)
+
+
+def _check_int(name: str, value: int, low: int, high: int) -> None:
+    if type(value) is not int or not low <= value <= high:
+        raise _invalid(name, f"takes an integer from {low} to {high}, got {value!r:.40}")
 
 
 def _check_short(name: str, text: object, most: int) -> None:

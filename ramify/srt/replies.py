@@ -10,7 +10,16 @@ from typing import Any
 
 from ramify.srt.errors import Aborted, InvalidRequest, QueueFull, RequestError, Unavailable
 from ramify.srt.ids import FinishReason
-from ramify.srt.messages import Finished, ModelInfo, Rejected, Submit, TokenLogprob, Tokens
+from ramify.srt.messages import (
+    Finished,
+    ModelInfo,
+    Pinned,
+    Rejected,
+    Submit,
+    TokenLogprob,
+    Tokens,
+    TreeShown,
+)
 from ramify.srt.tokenization.incremental import IncrementalDecoder
 from ramify.srt.tokenization.stopping import StopStrings
 from ramify.srt.tokenization.tokenizer import Tokenizer
@@ -267,6 +276,40 @@ def model_info(
         "device": info.device,
         "is_generation": True,
     }
+
+
+def pinned_tokens(answer: Pinned) -> int:
+    """How many tokens were pinned or unpinned. Raises InvalidRequest when the engine refused."""
+    if answer.error is not None:
+        raise InvalidRequest(answer.error, code="pin_refused")
+    return answer.tokens
+
+
+def cache_tree(shown: TreeShown) -> dict[str, Any]:
+    """What `GET /cache/tree` and `Engine.cache_tree` answer: the shape of the tree, no contents.
+
+    What others wrote and the keys of their namespaces stay hidden: no token ids, and namespaces
+    are numbered as they come, the one without a key as 0.
+    """
+    numbers = {"": 0}
+    for node in shown.nodes:
+        numbers.setdefault(node.namespace, len(numbers))
+    nodes = [
+        {
+            "number": node.number,
+            "parent": node.parent,
+            "namespace": numbers[node.namespace],
+            "start": node.start,
+            "tokens": node.n_tokens,
+            "pages": node.n_pages,
+            "hits": node.hits,
+            "locks": node.locks,
+            "pins": node.pins,
+            "idle": node.idle,
+        }
+        for node in shown.nodes
+    ]
+    return {"total_nodes": shown.total, "nodes": nodes}
 
 
 def _token(tokenizer: Tokenizer | None, token_id: int | None) -> str | None:

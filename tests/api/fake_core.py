@@ -15,11 +15,17 @@ from ramify.srt.messages import (
     EngineStats,
     Finished,
     ModelInfo,
+    Pin,
+    Pinned,
     Rejected,
+    ShowTree,
     Submit,
     ToFrontend,
     TokenLogprob,
     Tokens,
+    TreeNode,
+    TreeShown,
+    Unpin,
     unpack_ids,
 )
 
@@ -36,7 +42,7 @@ class Knobs:
     context_length: int = 4096
     raise_at: int = -1  # a prompt with this token makes `step` raise
     exit_at: int = -1  # a prompt with this token ends the process at once
-    reject_at: int = -1  # a prompt with this token is rejected
+    reject_at: int = -1  # a prompt with this token is rejected, a prefix with it not pinned
     eos_after: int = -1  # every sequence ends by itself after so many tokens
     unusable: int = 0  # 1: loading fails with a ModelLoadError; 2: with a bug
 
@@ -59,6 +65,7 @@ class FakeCore:
         )
         self.running: dict[str, tuple[Submit, list[int], int]] = {}  # submit, prompt, made so far
         self.deadlines: dict[str, float] = {}
+        self.pinned: dict[tuple[str, bytes], float] = {}  # a prefix to when its pin ends
         self.steps = 0
         self.flushes = 0
         self.aborted: list[str] = []
@@ -88,6 +95,25 @@ class FakeCore:
 
     def inspect(self) -> tuple[EngineStats, list[str]]:
         return EngineStats(len(self.running), *[0] * 5, self.steps, *[0] * 5), []
+
+    def pin(self, message: Pin, now: float) -> Pinned:
+        ids = unpack_ids(message.token_ids)
+        if self.knobs.reject_at in ids:
+            return Pinned(message.call_id, 0, "pins may hold no more of the cache")
+        self.pinned[message.namespace, message.token_ids] = now + message.ttl_s
+        return Pinned(message.call_id, len(ids))
+
+    def unpin(self, message: Unpin, now: float) -> Pinned:
+        ends = self.pinned.pop((message.namespace, message.token_ids), now)
+        return Pinned(message.call_id, len(message.token_ids) // 4 if ends > now else 0)
+
+    def show_tree(self, message: ShowTree) -> TreeShown:
+        """One node for each pin, the latest first."""
+        nodes = [
+            TreeNode(i, 0, namespace, 0, unpack_ids(packed), len(packed) // 4, 1, 7, 0, 1, i)
+            for i, (namespace, packed) in enumerate(reversed(self.pinned), 1)
+        ]
+        return TreeShown(message.call_id, len(nodes), nodes[: message.limit])
 
     def step(self) -> list[ToFrontend]:
         if self.idle:

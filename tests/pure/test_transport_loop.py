@@ -20,10 +20,15 @@ from ramify.srt.messages import (
     Hello,
     Inspect,
     Inspected,
+    Pin,
+    Pinned,
     Ready,
     Rejected,
+    ShowTree,
     Submit,
     Tokens,
+    TreeShown,
+    Unpin,
     pack_ids,
 )
 from ramify.srt.sampling_params import SamplingParams
@@ -101,6 +106,41 @@ def test_questions_are_answered():
     assert flushed == Flushed(7, True)
     assert isinstance(inspected, Inspected)
     assert (inspected.call_id, inspected.violations) == (8, [])
+
+
+IDS = pack_ids([1, 2])
+
+
+def test_pins_and_the_tree_are_answered():
+    calls = [Pin(1, IDS, "", 5.0), ShowTree(2, 10), Unpin(3, IDS, "other"), Unpin(4, IDS, "")]
+    script = Script([(A, call) for call in calls])
+    play(script)
+    pinned, shown, *unpinned = script.sent_to(A)
+    assert pinned == Pinned(1, 2)
+    assert isinstance(shown, TreeShown)
+    assert (shown.call_id, shown.total, shown.nodes[0].token_ids) == (2, 1, [1, 2])
+    assert unpinned == [Pinned(3, 0), Pinned(4, 2)]
+
+
+@pytest.mark.parametrize(
+    "bad",
+    [
+        Pin(1, b"", "", 5.0),
+        Pin(1, b"123", "", 5.0),
+        Pin(1, pack_ids([1024]), "", 5.0),
+        Pin(1, IDS, "", 0.0),
+        Pin(1, IDS, "", float("nan")),
+        Pin(1, IDS, "", float("inf")),
+        Unpin(1, b"12345", ""),
+    ],
+)
+def test_a_pin_that_makes_no_sense_is_refused_whoever_sends_it(bad):
+    script = Script([(A, bad), (A, ShowTree(2, 10))])
+    core = play(script)
+    refused, shown = script.sent_to(A)
+    assert refused.tokens == 0
+    assert refused.error
+    assert (shown.total, core.pinned) == (0, {})
 
 
 def test_a_flush_is_refused_while_requests_run():

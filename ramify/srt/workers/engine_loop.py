@@ -6,6 +6,7 @@ is gone. `owners` holds the frontend of every request not yet answered:
     Submit --> owners[id] = frontend --> core --> Tokens* --> Finished | Rejected --> del owners[id]
 """
 
+import math
 import os
 from collections.abc import Callable
 from typing import Protocol
@@ -139,14 +140,23 @@ class _Loop:
             return Ready(self._core.info, os.getpid())
         if isinstance(message, Flush):
             return Flushed(message.call_id, self._core.flush())
-        if isinstance(message, Pin):
-            return self._core.pin(message, self._clock.now())
-        if isinstance(message, Unpin):
-            return self._core.unpin(message, self._clock.now())
+        if isinstance(message, Pin | Unpin):
+            return self._pin(message)
         if isinstance(message, ShowTree):
             return self._core.show_tree(message)
         assert isinstance(message, Inspect), message
         return Inspected(message.call_id, *self._core.inspect())
+
+    def _pin(self, message: Pin | Unpin) -> Pinned:
+        try:
+            _check_ids(message.token_ids, self._core.info)
+            if isinstance(message, Unpin):
+                return self._core.unpin(message, self._clock.now())
+            if not 0 < message.ttl_s < math.inf:
+                raise InvalidRequest("ttl_s must be more than 0 and finite", param="ttl_s")
+        except InvalidRequest as error:
+            return Pinned(message.call_id, 0, error.message)
+        return self._core.pin(message, self._clock.now())
 
     def _post(self, frontend: bytes, message: ToFrontend) -> None:
         self._outbox.setdefault(frontend, []).append(message)
@@ -161,11 +171,15 @@ class _Loop:
 def _check(message: Submit, info: ModelInfo) -> None:
     """Refuse what would hurt other requests. Frontends have checked more, but any process of the
     user's can write to the socket."""
-    if not message.token_ids or len(message.token_ids) % 4:
-        raise InvalidRequest("token_ids must hold 4 bytes for each token", param="input_ids")
-    if max(unpack_ids(message.token_ids)) >= info.vocab_size:
-        raise InvalidRequest(f"token ids must be below {info.vocab_size}", param="input_ids")
+    _check_ids(message.token_ids, info)
     message.sampling.validate(info.vocab_size)
+
+
+def _check_ids(token_ids: bytes, info: ModelInfo) -> None:
+    if not token_ids or len(token_ids) % 4:
+        raise InvalidRequest("token_ids must hold 4 bytes for each token", param="input_ids")
+    if max(unpack_ids(token_ids)) >= info.vocab_size:
+        raise InvalidRequest(f"token ids must be below {info.vocab_size}", param="input_ids")
 
 
 def _rejected(message: Submit, error: InvalidRequest) -> Rejected:

@@ -19,15 +19,21 @@ from ramify.srt.messages import (
     Flushed,
     Inspect,
     Inspected,
+    Pin,
+    Pinned,
     Rejected,
+    ShowTree,
     Submit,
     ToFrontend,
     Tokens,
+    TreeShown,
+    Unpin,
 )
 from ramify.srt.transport import local_pair
 from ramify.srt.workers import engine_loop
 
-Answer = Tokens | Finished | Rejected | Flushed | Inspected
+Call = Flush | Inspect | Pin | Unpin | ShowTree
+Answer = Tokens | Finished | Rejected | Flushed | Inspected | Pinned | TreeShown
 Mailbox = Callable[[Answer | Unavailable], None]  # called on the engine's thread; must not raise
 
 JOIN_S = 30.0  # how long `close` waits for the step that runs
@@ -49,7 +55,7 @@ class EngineThread:
         self._thread = threading.Thread(target=self._run, name="ramify-engine", daemon=True)
         self._thread.start()
 
-    def open(self, mailbox: Mailbox, messages: Sequence[Submit | Flush | Inspect]) -> None:
+    def open(self, mailbox: Mailbox, messages: Sequence[Submit | Call]) -> None:
         """Send messages whose answers go to `mailbox`.
 
         Raises Unavailable when the engine has ended, InvalidRequest for an id in use.
@@ -99,9 +105,7 @@ class EngineThread:
                 mailbox(message)
 
 
-def _key(
-    message: Submit | Flush | Inspect | Tokens | Finished | Rejected | Flushed | Inspected,
-) -> str | int:
-    if isinstance(message, Flush | Inspect | Flushed | Inspected):
-        return message.call_id
-    return message.request_id
+def _key(message: Submit | Call | Answer) -> str | int:
+    if isinstance(message, Submit | Tokens | Finished | Rejected):
+        return message.request_id
+    return message.call_id
