@@ -1,14 +1,15 @@
-"""Check a cache from first principles: every page has the owners that tree and leases say."""
+"""Check a cache from first principles: every page has the owners that tree, leases and pins say."""
 
 from collections.abc import Iterator
 
+from ramify.radix_cache import history
 from ramify.radix_cache.prefix_cache import PrefixCache
 from ramify.radix_cache.tree import Node
 
 
 def check(cache: PrefixCache) -> list[str]:
     """What is broken, in words; empty when every invariant holds. Changes nothing."""
-    return [*_structure(cache), *_locks(cache), *_pages(cache)]
+    return [*_structure(cache), *_digests(cache), *_locks(cache), *_pins(cache), *_pages(cache)]
 
 
 def _nodes(cache: PrefixCache) -> Iterator[Node]:
@@ -39,18 +40,37 @@ def _structure(cache: PrefixCache) -> Iterator[str]:
         yield f"the tree counts {cache.tree.n_tokens} tokens and holds {n_tokens}"
 
 
+def _digests(cache: PrefixCache) -> Iterator[str]:
+    """Every node's digest is that of its namespace and all tokens up to its end."""
+    for node in _nodes(cache):
+        before = node.parent.digest if node.parent else history.namespace_digest(node.namespace)
+        if node.digest != history.extend(before, node.tokens):
+            yield f"node {node.number} has another digest than its tokens"
+
+
 def _locks(cache: PrefixCache) -> Iterator[str]:
-    """Rule (4): a node's locks are the leases that end at or below it."""
+    """Rule (4): a node's locks are the leases and pins that end at or below it."""
     expected: dict[int, int] = {}
-    for lease in cache.leases.values():
-        node = lease.node
+    for end in [*(lease.node for lease in cache.leases.values()), *(p.node for p in cache.pins)]:
+        node = end
         while node is not None:
             expected[node.number] = expected.get(node.number, 0) + 1
             node = node.parent
     for node in _nodes(cache):
-        leases = expected.get(node.number, 0)
-        if node.parent is not None and node.locks != leases:
-            yield f"node {node.number} has {node.locks} locks for {leases} leases"
+        owners = expected.pop(node.number, 0)
+        if node.parent is not None and node.locks != owners:
+            yield f"node {node.number} has {node.locks} locks for {owners} leases and pins"
+    for number in expected:
+        yield f"node {number} is locked and not in the tree"
+
+
+def _pins(cache: PrefixCache) -> Iterator[str]:
+    """Pins keep their bound and their order."""
+    if len(cache.pins.pages()) > cache.pins.max_pages:
+        yield f"{len(cache.pins.pages())} pages are pinned of at most {cache.pins.max_pages}"
+    times = [pin.expires for pin in cache.pins]
+    if times != sorted(times):
+        yield "pins are not in the order in which they expire"
 
 
 def _pages(cache: PrefixCache) -> Iterator[str]:

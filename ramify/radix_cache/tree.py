@@ -17,14 +17,18 @@ Rules, kept by `_split` and `insert`, used by `path_pages`, checked by `invarian
  (2) a node lists the pages (start // P) .. ((end - 1) // P), each held once by the node;
  (3) a page is written by one request only, the one that took it; published slots never change;
  (4) a node's lock count is at least that of each of its children; only unlocked leaves are evicted;
- (5) the pages of a locked node are pinned, so unlocked pages are what eviction can free.
+ (5) the pages of a locked node are pinned, so unlocked pages are what eviction can free;
+ (6) an evictable leaf is in the heap with a key that is at most its key of now, so the top of the
+     heap, once its key is found to be right, is the smallest of all.
 """
 
 import heapq
 from array import array
-from dataclasses import dataclass, field
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
 
-from ramify.radix_cache.eviction import EvictionKey, NodeStats, lru
+from ramify.radix_cache import history
+from ramify.radix_cache.eviction import EvictionKey, Key, NodeStats, cost_per_page, lru
 from ramify.radix_cache.key import common_prefix
 from ramify.radix_cache.page_allocator import PageAllocator
 
@@ -39,9 +43,10 @@ class Node:
     pages: list[int]
     parent: "Node | None"
     stats: NodeStats
+    digest: int  # of the namespace and all tokens up to the node's end
     children: dict[int, "Node"] = field(default_factory=dict)  # by first token
     locks: int = 0
-    queued: bool = False  # in the eviction heap
+    queued: Key | None = None  # the key under which it is in the eviction heap
     namespace: str = ""  # of a root
 
     @property
@@ -58,11 +63,18 @@ class RadixTree:
         self.roots: dict[str, Node] = {}
         self.n_tokens = 0  # held by all nodes together
         self.evicted_tokens = 0  # since the start
+        self.evicted = history.EvictedPrefixes()
         self.version = 0  # changes whenever a match may come out differently
         self._policy = policy
-        self._heap: list[tuple[int, int, Node]] = []  # (key, number, node), keys may be outdated
+        self._heap: list[tuple[Key, int, Node]] = []  # (key, number, node), keys may be outdated
         self._nodes_made = 0
         self._tick = 0
+        self._floor = 0  # the largest rank ever evicted
+
+    @property
+    def now(self) -> int:
+        """The logical time: the tick of the latest use."""
+        return self._tick
 
     # --- looking ---------------------------------------------------------------------------------
 
@@ -96,26 +108,48 @@ class RadixTree:
             at = at.parent
         return table
 
+    def nodes(self) -> Iterator[Node]:
+        """Every node with tokens, a parent before its children."""
+        stack = [child for root in self.roots.values() for child in root.children.values()]
+        while stack:
+            node = stack.pop()
+            yield node
+            stack += node.children.values()
+
     # --- growing ---------------------------------------------------------------------------------
 
-    def touch(self, node: Node) -> None:
-        """Mark the path to `node` as used now."""
+    def touch(self, node: Node, priority: int = 0) -> None:
+        """Mark the path to `node` as used now, by a request of this priority."""
         self._tick += 1
         at: Node | None = node
         while at is not None:
-            at.stats.last_used = self._tick
+            stats = at.stats
+            stats.last_used = self._tick
+            stats.floor = self._floor
+            if stats.priority < priority:
+                stats.priority = priority
+            at = at.parent
+
+    def count_hit(self, node: Node) -> None:
+        """Count a request that found the path to `node` computed."""
+        at: Node | None = node
+        while at is not None:
             at.stats.hits += 1
             at = at.parent
 
     def ending_at(self, namespace: str, node: Node | None, n: int) -> Node:
         """The node that ends exactly n tokens deep on the path to `node`, split off if need be."""
         if node is None:
-            root = self._new(0, array("I"), [], None)
+            stats = NodeStats(self._tick, self._tick)
+            digest = history.namespace_digest(namespace)
+            root = Node(self._next_number(), 0, array("I"), [], None, stats, digest)
             root.namespace = namespace
             return self.roots.setdefault(namespace, root)
         return self._split(node, n) if n < node.end else node
 
-    def insert(self, namespace: str, key: "array[int]", table: list[int]) -> Node:
+    def insert(
+        self, namespace: str, key: "array[int]", table: list[int], priority: int = 0
+    ) -> Node:
         """Publish the computed sequence `key` whose pages are `table`. Returns the node at its end.
 
         Where the tree already has the tokens, its own pages stay and `table` is not listed.
@@ -126,17 +160,25 @@ class RadixTree:
             pages = table[n // self.page_size : -(-len(key) // self.page_size)]
             for page in pages:
                 self.pages.hold(page)
-            node.children[key[n]] = node = self._new(n, key[n:], pages, node)
-            self.n_tokens += len(node.tokens)
-            self.version += 1
-        self.touch(node)
+            node = self._grow(node, key[n:], pages, priority)
+        self.touch(node, priority)
         self._offer(node)
         return node
 
-    def _new(self, start: int, tokens: "array[int]", pages: list[int], parent: Node | None) -> Node:
+    def _grow(self, parent: Node, tokens: "array[int]", pages: list[int], priority: int) -> Node:
+        """A new child of `parent`, its pages held already."""
+        cost = cost_per_page(parent.end, len(tokens), len(pages))
+        stats = NodeStats(self._tick, self._tick, priority=priority, cost=cost)
+        digest = history.extend(parent.digest, tokens)
+        node = Node(self._next_number(), parent.end, tokens, pages, parent, stats, digest)
+        parent.children[tokens[0]] = node
+        self.n_tokens += len(tokens)
+        self.version += 1
+        return node
+
+    def _next_number(self) -> int:
         self._nodes_made += 1
-        stats = NodeStats(created=self._tick, last_used=self._tick)
-        return Node(self._nodes_made, start, tokens, pages, parent, stats)
+        return self._nodes_made
 
     def _split(self, node: Node, at: int) -> Node:
         """Cut node [a, b) into upper [a, at) and the same node [at, b). Returns the upper half.
@@ -145,20 +187,30 @@ class RadixTree:
         [t0 t1 t2 t3 | t4 t5]                     [t0 t1 t2 t3 | t4 t5 t6 t7]
         upper p0       node p1                    upper p0 p1    node p1     p1: one hold more
         """
-        k = at - node.start
+        parent, k = node.parent, at - node.start
+        assert parent is not None, "a root is never split"
+        head, tail = node.tokens[:k], node.tokens[k:]
         cut_page = (at - 1) // self.page_size - node.start // self.page_size
-        upper = self._new(node.start, node.tokens[:k], node.pages[: cut_page + 1], node.parent)
-        upper.children[node.tokens[k]] = node
-        upper.locks = node.locks
-        upper.stats = NodeStats(node.stats.created, node.stats.last_used, node.stats.hits)
+        upper = Node(
+            number=self._next_number(),
+            start=node.start,
+            tokens=head,
+            pages=node.pages[: cut_page + 1],
+            parent=parent,
+            stats=replace(node.stats, cost=cost_per_page(node.start, k, cut_page + 1)),
+            digest=history.extend(parent.digest, head),
+            children={tail[0]: node},
+            locks=node.locks,
+        )
         if at % self.page_size:  # listed by both from now on: rule (2)
             self.pages.hold(upper.pages[-1])
             if node.locks:
                 self.pages.pin(upper.pages[-1])
-        assert node.parent is not None, "a root is never split"
-        node.parent.children[upper.tokens[0]] = upper
+        parent.children[head[0]] = upper
         node.pages = node.pages[at // self.page_size - node.start // self.page_size :]
-        node.start, node.tokens, node.parent = at, node.tokens[k:], upper
+        node.start, node.tokens, node.parent = at, tail, upper
+        node.stats.cost = cost_per_page(at, len(tail), len(node.pages))
+        self._offer(node)  # the key may be smaller now: rule (6)
         return upper
 
     # --- locking and evicting --------------------------------------------------------------------
@@ -188,29 +240,38 @@ class RadixTree:
         """Evict unlocked leaves, smallest key first, until n_pages are free or none is left."""
         while self.pages.n_free < n_pages and self._heap:
             key, _, node = heapq.heappop(self._heap)
-            node.queued = False
-            if key == self._policy(node.stats):
-                self._remove(node)
-            else:
+            if key != node.queued:
+                continue  # offered again since, with a smaller key
+            node.queued = None
+            if key != self._policy(node.stats):
                 self._offer(node)  # it was used since: back with today's key
+            elif not node.children and not node.locks:
+                self._floor = max(self._floor, key[0])
+                self._remove(node)
 
     def clear(self) -> None:
-        """Evict everything that is not locked."""
+        """Forget everything that is not locked, and that it was ever there."""
         self.evict(self.pages.n_pages + 1)
+        self.evicted.clear()
 
     def _offer(self, node: Node) -> None:
-        """Put an evictable node in the heap, once."""
-        if node.parent is not None and not node.children and not node.locks and not node.queued:
-            node.queued = True
-            heapq.heappush(self._heap, (self._policy(node.stats), node.number, node))
+        """See to it that an evictable node is in the heap, under a key no larger than its own.
+
+        A node that has grown or was locked since it was offered is offered again when that ends.
+        """
+        if node.parent is None or node.children or node.locks:
+            return
+        key = self._policy(node.stats)
+        if node.queued is None or key < node.queued:
+            node.queued = key
+            heapq.heappush(self._heap, (key, node.number, node))
 
     def _remove(self, node: Node) -> None:
-        if node.children or node.locks:
-            return  # grew or was locked since it was offered; offered again when that ends
-        for page in node.pages:
-            self.pages.drop(page)
         parent = node.parent
         assert parent is not None, "a root is never offered"
+        for page in node.pages:
+            self.pages.drop(page)
+        self.evicted.add(parent.digest, node.start, node.tokens)
         del parent.children[node.tokens[0]]
         self.n_tokens -= len(node.tokens)
         self.evicted_tokens += len(node.tokens)
