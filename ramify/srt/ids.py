@@ -7,8 +7,12 @@ RequestId = NewType("RequestId", str)
 
 
 class FinishReason(StrEnum):
-    """Why a request ended. `STOP`: an end token, stop id or string. `LENGTH`: out of budget."""
+    """Why a request ended. `STOP`: an end token, stop id or string. `LENGTH`: out of budget.
+
+    `TIMEOUT`: past its deadline.
+    """
 
     STOP = "stop"
     LENGTH = "length"
     ABORT = "abort"
+    TIMEOUT = "timeout"

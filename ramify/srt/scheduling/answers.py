@@ -51,6 +51,7 @@ def finished(request: Request, reason: FinishReason, matched: int | None, now: f
         retractions=request.retractions,
         queue_s=admitted_s - request.arrived_s,
         ttft_s=first_token_s - request.arrived_s,
+        miss_reason=request.miss_reason,
     )
 
 

@@ -8,6 +8,8 @@ class SchedulerLimits:
     """`context_length` is at most the tokens the pool holds, so that any request fits it alone.
 
     `step_tokens` is at least `max_running_requests`: every decoding request gets its row.
+    No more than `max_queued_tokens` prompt tokens wait, but a prompt that is longer by itself is
+    taken when nothing else waits.
     """
 
     context_length: int
@@ -16,3 +18,5 @@ class SchedulerLimits:
     max_running_requests: int
     max_queued_requests: int
     starvation_bound: int
+    schedule_policy: str = "lpm"  # a name in queue_policy.POLICIES
+    max_queued_tokens: int | None = None

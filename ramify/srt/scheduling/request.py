@@ -11,6 +11,7 @@ WAITING  ------------> PREFILL ---------> DECODE ------------> FINISHED
 from array import array
 from dataclasses import dataclass, field
 from enum import StrEnum
+from math import inf
 
 from ramify.radix_cache.prefix_cache import Lease
 from ramify.srt.messages import Submit, TokenLogprob
@@ -62,7 +63,10 @@ class Request:
     admitted_s: float = -1.0
     first_token_s: float = -1.0
     retractions: int = 0
-    overtaken: int = 0  # requests that arrived later and were admitted before
+    miss_reason: str | None = None  # at the first admission: see PrefixCache.miss_reason
+    overtaken: int = 0  # up to its latest admission; while it waits, ask `Aging`
+    blocker: "Request | None" = None  # the prefill that it is parked behind, and ...
+    shared: int = 0  # ... the length of the trunk that it waits for
     hit: int = 0  # last known length of the cached prefix, while waiting
     hit_version: int = -1  # of the tree when `hit` was found
     prompt_logprobs: list[TokenLogprob] = field(default_factory=list)
@@ -81,6 +85,16 @@ class Request:
     @property
     def n_output(self) -> int:
         return len(self.tokens) - self.prompt_length
+
+    @property
+    def ran(self) -> bool:
+        """Whether it was ever admitted."""
+        return self.cached_tokens >= 0
+
+    @property
+    def deadline(self) -> float:
+        timeout_s = self.submit.timeout_s
+        return inf if timeout_s is None else self.arrived_s + timeout_s
 
     @property
     def wants_prompt_logprobs(self) -> bool:

@@ -1,6 +1,7 @@
 """The whole decision: what each step computes, and what its result means. No torch, no clock.
 
     submit, abort    requests come and go, between steps
+    expire           end what is past its deadline
     plan             grow decodes (retracting when pages run out), continue prefills, admit
     apply            fold a step's result: publish, append, finish
 
@@ -13,10 +14,13 @@ from ramify.radix_cache.plans import PageCopy
 from ramify.radix_cache.prefix_cache import PrefixCache
 from ramify.srt.ids import FinishReason
 from ramify.srt.messages import EngineStats, Finished, Rejected, Submit, ToFrontend, TokenLogprob
-from ramify.srt.scheduling import admission, answers, queue_policy
+from ramify.srt.scheduling import admission, answers
+from ramify.srt.scheduling.lazy_heap import LazyHeap
 from ramify.srt.scheduling.limits import SchedulerLimits
 from ramify.srt.scheduling.plan import Chunk, ChunkResult, Enter, StepPlan, StepResult
+from ramify.srt.scheduling.queue_policy import POLICIES
 from ramify.srt.scheduling.request import Event, Request, State
+from ramify.srt.scheduling.waiting import WaitingQueue
 
 
 class Scheduler:
@@ -25,8 +29,10 @@ class Scheduler:
     def __init__(self, limits: SchedulerLimits, cache: PrefixCache) -> None:
         self.limits = limits
         self.cache = cache
-        self.waiting: dict[str, Request] = {}
+        self.policy = POLICIES[limits.schedule_policy]
+        self.waiting = WaitingQueue(self.policy, limits.starvation_bound, cache)
         self.running: dict[str, Request] = {}  # in order of admission
+        self._timed: LazyHeap[Request] = LazyHeap(lambda request: request.deadline)
         self._leaves: list[str] = []  # for the next plan, as are the next two
         self._enters: list[Enter] = []
         self._copies: list[PageCopy] = []
@@ -46,21 +52,40 @@ class Scheduler:
         most = self.limits.context_length
         if message.request_id in self.waiting or message.request_id in self.running:
             return answers.refused(message, "InvalidRequest", "rid is in use already", "rid")
-        if len(self.waiting) >= self.limits.max_queued_requests:
-            text = f"{len(self.waiting)} requests are waiting already; try again later"
-            return answers.refused(message, "QueueFull", text)
+        full = self._queue_is_full(len(tokens))
+        if full is not None:
+            return answers.refused(message, "QueueFull", f"{full} already; try again later")
         if max_new is None or not tokens or len(tokens) + max_new > most:
             text = f"prompt and max_new_tokens must be 1 to {most} tokens together"
             return answers.refused(message, "InvalidRequest", text, "max_new_tokens")
         self._arrivals += 1
         request = Request(message, self._arrivals, tokens, len(tokens), max_new, now)
-        self.waiting[request.id] = request
+        self.waiting.add(request)
+        if message.timeout_s is not None:
+            self._timed.put(request.number, request)
+        return None
+
+    def _queue_is_full(self, n_tokens: int) -> str | None:
+        """In words, what is in the way of a prompt of `n_tokens`."""
+        waiting, most = self.waiting, self.limits.max_queued_tokens
+        if len(waiting) >= self.limits.max_queued_requests:
+            return f"{len(waiting)} requests are waiting"
+        if most is not None and waiting.n_tokens and waiting.n_tokens + n_tokens > most:
+            return f"{waiting.n_tokens} tokens are waiting"
         return None
 
     def abort(self, request_id: str, now: float) -> list[ToFrontend]:
         """End a request now; what it computed stays in the tree. Unknown ids are ignored."""
         request = self.waiting.get(request_id) or self.running.get(request_id)
         return [] if request is None else [self._finish(request, FinishReason.ABORT, None, now)]
+
+    def expire(self, now: float) -> list[ToFrontend]:
+        """End what is past its deadline, waiting or running; what it computed stays in the tree."""
+        self.cache.expire_pins(now)
+        replies: list[ToFrontend] = []
+        while (request := self._timed.first()) is not None and request.deadline <= now:
+            replies.append(self._finish(request, FinishReason.TIMEOUT, None, now))
+        return replies
 
     def flush(self) -> bool:
         """Forget every prefix. False, and no change, while requests run or wait."""
@@ -70,7 +95,10 @@ class Scheduler:
 
     def plan(self, now: float) -> StepPlan | None:
         """The next step, or None when there is nothing to compute."""
+        self.waiting.begin_step()
         self._grow_decodes()
+        if self.policy.preempts:
+            self._preempt()
         chunks = [self._chunk(r, 1) for r in self.running.values() if r.state is State.DECODE]
         budget = self.limits.step_tokens - len(chunks)
         for request in self.running.values():
@@ -111,13 +139,26 @@ class Scheduler:
                 self._make_way()
 
     def _make_way(self) -> None:
-        """Free pages: retract the latest arrival. The last one running unlocks its path instead."""
+        """Free pages: retract somebody. The last one running unlocks its path instead."""
         if len(self.running) > 1:
-            self._retract(admission.victim(self.running))
+            self._retract(admission.victim(self.running, self.policy.preempts))
             return
         (request,) = self.running.values()
         assert request.held_lease.node is not None, f"{request.id} does not fit an empty pool"
         self.cache.detach(request.held_lease)
+
+    def _preempt(self) -> None:
+        """Retract requests of smaller priority while the first in line has no room."""
+        limits, running = self.limits, self.running
+        first = admission.first_in_line(self.waiting, running, self.cache)
+        while first is not None and running:
+            full = len(running) >= limits.max_running_requests
+            bound = limits.starvation_bound
+            victim = admission.preempted(first, running, self.cache, full, bound)
+            if victim is None:
+                return
+            self._retract(victim)
+            self.waiting.refresh(first)
 
     def _retract(self, request: Request) -> None:
         """Back to the queue. What it computed is published, so resuming is mostly a hit."""
@@ -127,23 +168,20 @@ class Scheduler:
         request.prompt_logprobs.clear()
         self._give_back(request)
         self._leave(request)
-        request.hit_version = -1
-        self.waiting[request.id] = request
+        self.waiting.add(request)
 
     def _admit(self, now: float) -> Request | None:
         """Start the next waiting request, if one may start now."""
         if not self.waiting or len(self.running) >= self.limits.max_running_requests:
             return None
-        bound = self.limits.starvation_bound
-        request = admission.choose(self.waiting, self.running, self.cache, bound)
+        request = admission.choose(self.waiting, self.running, self.cache)
         if request is None:
             return None
         request.on(Event.ADMIT)
-        del self.waiting[request.id]
+        self.waiting.admit(request)
         self.running[request.id] = request
-        queue_policy.count_overtaken(self.waiting.values(), request)
         request.computed = request.held_lease.n_cached
-        if request.cached_tokens < 0:
+        if not request.ran:
             self._count_first_admission(request, now)
         if request.held_lease.copy is not None:
             self._copies.append(request.held_lease.copy)
@@ -154,6 +192,9 @@ class Scheduler:
 
     def _count_first_admission(self, request: Request, now: float) -> None:
         request.cached_tokens = request.computed
+        request.miss_reason = self.cache.miss_reason(
+            request.submit.namespace, request.tokens, request.computed, request.reuse_limit
+        )
         request.admitted_s = now
         self._prompt_tokens += request.prompt_length
         self._cached_tokens += request.cached_tokens
@@ -172,6 +213,7 @@ class Scheduler:
     ) -> list[ToFrontend]:
         request.computed = chunk.start + len(chunk.tokens)
         request.prompt_logprobs += done.target_logprobs
+        self._charge(request, chunk, done)
         if request.state is State.PREFILL:
             self.cache.commit(request.held_lease, request.tokens[: request.computed])
             if request.computed < len(request.tokens):
@@ -190,6 +232,12 @@ class Scheduler:
             replies.append(self._finish(request, *ended, now))
         return replies
 
+    def _charge(self, request: Request, chunk: Chunk, done: ChunkResult) -> None:
+        """Under a fair policy, count what the request's program was served."""
+        if self.policy.fair:
+            served = len(chunk.tokens) + (done.token is not None)
+            self.waiting.order.service.charge(request.submit.program_id, served)
+
     def _finish(
         self, request: Request, reason: FinishReason, matched: int | None, now: float
     ) -> Finished:
@@ -198,7 +246,9 @@ class Scheduler:
             self._give_back(request)
             self._leave(request)
         else:
-            del self.waiting[request.id]
+            self.waiting.remove(request)
+        if request.submit.timeout_s is not None:
+            self._timed.remove(request.number)
         return answers.finished(request, reason, matched, now)
 
     def _give_back(self, request: Request) -> None:

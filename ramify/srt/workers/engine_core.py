@@ -1,5 +1,6 @@
 """Scheduler and runner as one: all of an engine but its loop and its sockets."""
 
+import dataclasses
 import logging
 import time
 
@@ -7,6 +8,8 @@ import torch
 
 from ramify.kernels.cpu.threads import set_threads
 from ramify.kernels.dispatch import load_ops
+from ramify.radix_cache import eviction
+from ramify.radix_cache.key import as_tokens
 from ramify.radix_cache.kv_pool import KvPool
 from ramify.radix_cache.prefix_cache import PrefixCache
 from ramify.srt.clock import Clock, MonotonicClock
@@ -14,7 +17,19 @@ from ramify.srt.config import EngineConfig
 from ramify.srt.errors import ConfigError
 from ramify.srt.execution.memory import pool_pages
 from ramify.srt.execution.model_runner import ModelRunner
-from ramify.srt.messages import EngineStats, ModelInfo, Rejected, Submit, ToFrontend
+from ramify.srt.messages import (
+    EngineStats,
+    ModelInfo,
+    Pin,
+    Pinned,
+    Rejected,
+    ShowTree,
+    Submit,
+    ToFrontend,
+    TreeNode,
+    TreeShown,
+    Unpin,
+)
 from ramify.srt.models.config import ModelConfig
 from ramify.srt.models.llama import LlamaModel
 from ramify.srt.scheduling.limits import SchedulerLimits
@@ -23,6 +38,8 @@ from ramify.srt.weights.reader import open_source
 from ramify.srt.weights.source import ModelFolder
 
 logger = logging.getLogger(__name__)
+
+BAD_IDS = "token_ids must hold 4 bytes for each token"
 
 
 class EngineCore:
@@ -84,8 +101,16 @@ class EngineCore:
             max_running_requests=config.max_running_requests,
             max_queued_requests=config.max_queued_requests,
             starvation_bound=config.starvation_bound,
+            schedule_policy=config.schedule_policy,
+            max_queued_tokens=config.max_queued_tokens,
         )
-        cache = PrefixCache(n_pages, config.page_size, reuse=not config.disable_radix_cache)
+        cache = PrefixCache(
+            n_pages,
+            config.page_size,
+            policy=eviction.POLICIES[config.eviction_policy],
+            reuse=not config.disable_radix_cache,
+            pin_share=config.pin_share,
+        )
         runner = ModelRunner(
             model, pool, model_config.eos_token_ids, deterministic=config.deterministic
         )
@@ -111,13 +136,39 @@ class EngineCore:
             logger.error("invariant broken: %s", violation)
         return self.scheduler.stats(), violations
 
+    def pin(self, message: Pin, now: float) -> Pinned:
+        """Keep what is computed of a prefix for a time, or say why not."""
+        if len(message.token_ids) % 4:
+            return Pinned(message.call_id, 0, BAD_IDS)
+        key = as_tokens(message.token_ids)
+        pinned = self.scheduler.cache.pin(message.namespace, key, now, message.ttl_s)
+        return Pinned(message.call_id, *pinned)
+
+    def unpin(self, message: Unpin, now: float) -> Pinned:
+        """Give up a pin that was made with exactly these tokens."""
+        if len(message.token_ids) % 4:
+            return Pinned(message.call_id, 0, BAD_IDS)
+        key = as_tokens(message.token_ids)
+        return Pinned(message.call_id, self.scheduler.cache.unpin(message.namespace, key))
+
+    def show_tree(self, message: ShowTree) -> TreeShown:
+        """The nodes of the tree, most recently used first."""
+        total, nodes = self.scheduler.cache.snapshot(message.limit)
+        shown = [TreeNode(**dataclasses.asdict(node)) for node in nodes]
+        return TreeShown(message.call_id, total, shown)
+
     def step(self) -> list[ToFrontend]:
-        """One step, if there is anything to compute. Returns what the frontends are to be told."""
-        plan = self.scheduler.plan(self._clock.now())
-        if plan is None:
-            return []
-        result = self.runner.launch(plan).result()
-        return self.scheduler.apply(plan, result, self._clock.now())
+        """End what is too late, then one step, if there is anything to compute.
+
+        Returns what the frontends are to be told.
+        """
+        now = self._clock.now()
+        replies = self.scheduler.expire(now)
+        plan = self.scheduler.plan(now)
+        if plan is not None:
+            result = self.runner.launch(plan).result()
+            replies += self.scheduler.apply(plan, result, self._clock.now())
+        return replies
 
 
 def _dtype(name: str) -> torch.dtype:

@@ -1,0 +1,122 @@
+"""The order that a policy gives, kept up to date request by request; see `queue_policy`.
+
+Adding, removing and re-keying a request costs its path and a logarithm, whatever else waits:
+
+    root [7]  heap: branch a (-4), branch b (-2), request 9 (-1)
+     |- a [4]  <- served last, so all of it goes before b, even when b has become heavier
+     |   `- ...
+     `- b [2]
+"""
+
+from collections import OrderedDict
+from collections.abc import Callable, Hashable
+
+from ramify.srt.scheduling.lazy_heap import LazyHeap
+from ramify.srt.scheduling.queue_policy import Policy
+from ramify.srt.scheduling.request import Request
+
+PROGRAMS_REMEMBERED = 4096
+
+
+class Service:
+    """Tokens computed and generated for each program; those not served for long are forgotten."""
+
+    def __init__(self) -> None:
+        self._tokens: OrderedDict[Hashable, int] = OrderedDict()
+
+    def of(self, program: Hashable) -> int:
+        return self._tokens.get(program, 0)
+
+    def charge(self, program: Hashable, n_tokens: int) -> None:
+        self._tokens[program] = self._tokens.pop(program, 0) + n_tokens
+        if len(self._tokens) > PROGRAMS_REMEMBERED:
+            self._tokens.popitem(last=False)
+
+
+class Branch:
+    """One fork of the tree: `items` are its requests and its children, smallest key first."""
+
+    __slots__ = ("children", "items", "name", "number", "parent", "served", "size")
+
+    def __init__(
+        self,
+        number: int,
+        name: Hashable,
+        parent: "Branch | None",
+        key: "Callable[[Request | Branch], float]",
+    ) -> None:
+        self.number = number  # of the request that made it
+        self.name = name
+        self.parent = parent
+        self.size = 0  # requests in it and below
+        self.children: dict[Hashable, Branch] = {}
+        self.items: LazyHeap[Request | Branch] = LazyHeap(key)
+        self.served: Branch | None = None  # the child whose request went last
+
+
+class Order:
+    """Waiting requests in the order of one policy."""
+
+    def __init__(self, policy: Policy) -> None:
+        self.service = Service()
+        self._policy = policy
+        self._root = Branch(0, "", None, self._key)
+        self._branch_of: dict[int, Branch] = {}  # by the request's number
+
+    def __contains__(self, number: int) -> bool:
+        return number in self._branch_of
+
+    def add(self, request: Request) -> None:
+        branch = self._root
+        branch.size += 1
+        for name in self._policy.path(request):
+            child = branch.children.get(name)
+            if child is None:
+                child = Branch(request.number, name, branch, self._key)
+                branch.children[name] = child
+            child.size += 1
+            branch.items.put(child.number, child)
+            branch = child
+        branch.items.put(request.number, request)
+        self._branch_of[request.number] = branch
+
+    def rekey(self, request: Request) -> None:
+        """Note that the request's key has changed."""
+        self._branch_of[request.number].items.put(request.number, request)
+
+    def remove(self, request: Request) -> None:
+        branch = self._branch_of.pop(request.number)
+        branch.items.remove(request.number)
+        branch.size -= 1
+        while (parent := branch.parent) is not None:
+            if branch.size == 0:
+                parent.items.remove(branch.number)
+                del parent.children[branch.name]
+                if parent.served is branch:
+                    parent.served = None
+            branch = parent
+            branch.size -= 1
+
+    def first(self) -> Request | None:
+        """Who goes next; it stays in line. None if nobody waits here."""
+        branch = self._root
+        while True:
+            at = branch.served or branch.items.first()
+            if not isinstance(at, Branch):
+                return at
+            branch = at
+
+    def went(self, request: Request) -> None:
+        """Note that a request which is still in line is the next to go: its branch is begun."""
+        branch = self._branch_of[request.number]
+        while (parent := branch.parent) is not None:
+            parent.served = None if self._is_program(branch) else branch
+            branch = parent
+
+    def _key(self, item: Request | Branch) -> float:
+        if isinstance(item, Request):
+            return self._policy.key(item)
+        return self.service.of(item.name) if self._is_program(item) else -item.size
+
+    def _is_program(self, branch: Branch) -> bool:
+        return self._policy.fair and branch.parent is self._root
