@@ -1,0 +1,154 @@
+"""Beam search gives what transformers gives: the rules on random models, then the real one."""
+
+import itertools
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
+
+from ramify.srt.beam_search import BeamOptions, Beams, beam_search, extend
+from ramify.srt.engine import Engine
+
+# float32: a cached prefix shifts bfloat16 logits enough to order two beams otherwise.
+OPTIONS = {"threads": 1, "max_total_tokens": 2048, "dtype": "float32"}
+PROMPTS = [
+    "The capital of France is",
+    "Once upon a time",
+    "def add(a, b):\n    ",
+    "Water boils at",
+    "My favourite colour is",
+    "Q: What is 2 + 2?\nA:",
+    "The opposite of hot",
+    "<|im_start|>user\nSay yes.<|im_end|>\n<|im_start|>assistant\n",
+    "In 1969, people",
+    "Roses are red,",
+]
+PENALTIES = [1.0, 1.0, 0.0, 2.0, -1.0, 1.0, 0.5, 1.0, 1.0, 2.0]
+
+
+# --- the rules: a random model whose texts end often ---
+
+
+@pytest.fixture(scope="module")
+def tiny():
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=24,
+        hidden_size=32,
+        intermediate_size=32,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        initializer_range=0.5,
+        pad_token_id=None,
+        bos_token_id=None,
+        eos_token_id=None,
+    )
+    return LlamaForCausalLM(config).eval()
+
+
+def ours(model, prompt, options):
+    """The ids and scores that `extend` finds over the model's own log-probabilities."""
+    beams = Beams()
+    while beams.running:
+        ids = torch.tensor([[*prompt, *h.token_ids] for h in beams.running])
+        with torch.inference_mode():
+            logprobs = model(ids).logits[:, -1].log_softmax(-1)
+        likeliest = logprobs.topk(options.n_candidates)
+        pairs = zip(likeliest.values.tolist(), likeliest.indices.tolist(), strict=True)
+        beams = extend(beams, [list(zip(*pair, strict=True)) for pair in pairs], options)
+    return [(list(h.token_ids), options.score(h.logprob, len(h.token_ids))) for h in beams.finished]
+
+
+def theirs(model, prompt, options):
+    out = model.generate(
+        torch.tensor([prompt]),
+        attention_mask=torch.ones(1, len(prompt), dtype=torch.long),
+        num_beams=options.beam_width,
+        num_return_sequences=options.beam_width,
+        max_new_tokens=options.max_new_tokens,
+        do_sample=False,
+        length_penalty=options.length_penalty,
+        early_stopping=options.early_stopping,
+        eos_token_id=list(options.eos_token_ids) or None,
+        pad_token_id=0,
+        return_dict_in_generate=True,
+        output_scores=True,
+    )
+    made = out.sequences[:, len(prompt) :].tolist()
+    return [
+        (ended(ids, options.eos_token_ids), score)
+        for ids, score in zip(made, out.sequences_scores.tolist(), strict=True)
+    ]
+
+
+def ended(ids, eos_token_ids):
+    """The ids without the padding behind the first end token."""
+    at = next((i for i, token in enumerate(ids) if token in eos_token_ids), len(ids) - 1)
+    return ids[: at + 1]
+
+
+@pytest.mark.parametrize("stopping", [False, True, "never"])
+@pytest.mark.parametrize("penalty", [-1.0, 0.0, 1.0, 2.0])
+@pytest.mark.parametrize("ends", [(3,), (3, 7, 11)])
+def test_the_rules_are_those_of_transformers(tiny, stopping, penalty, ends):
+    for width, first in itertools.product((2, 5), range(0, 24, 6)):
+        options = BeamOptions(width, 10, ends, penalty, stopping)
+        found, expected = ours(tiny, [first, 1], options), theirs(tiny, [first, 1], options)
+        assert [ids for ids, _ in found] == [ids for ids, _ in expected]
+        assert [s for _, s in found] == pytest.approx([s for _, s in expected], abs=1e-4)
+
+
+# --- the real model, through the engine ---
+
+
+@pytest.fixture(scope="module")
+def engine():
+    with Engine("smollm2", **OPTIONS) as made:
+        yield made
+
+
+@pytest.fixture(scope="module")
+def reference(smollm2):
+    return AutoModelForCausalLM.from_pretrained(smollm2.path, dtype=torch.float32)
+
+
+@pytest.mark.model
+@pytest.mark.parametrize(("prompt", "penalty"), list(zip(PROMPTS, PENALTIES, strict=True)))
+def test_the_real_model_gives_what_transformers_gives(engine, reference, prompt, penalty):
+    tokenizer = engine.get_tokenizer()
+    ids = tokenizer.encode(prompt)
+    options = BeamOptions(4, 16, tokenizer.eos_token_ids, penalty)
+    found = beam_search(engine, prompt, max_new_tokens=16, length_penalty=penalty, n=4)
+    expected = theirs(reference, ids, options)
+    assert [reply["output_ids"] for reply in found] == [made for made, _ in expected]
+    assert [r["score"] for r in found] == pytest.approx([s for _, s in expected], abs=1e-3)
+
+
+@pytest.mark.model
+def test_each_step_computes_one_token_for_each_beam(engine):
+    """All else is a hit in the cache: that is what makes the search cheap."""
+    assert engine.flush_cache()
+    ids = list(range(100, 200))
+    for cached in (0, 99):
+        (reply,) = beam_search(
+            engine, input_ids=ids, beam_width=3, max_new_tokens=8, eos_token_ids=()
+        )
+        meta = reply["meta_info"]
+        assert (meta["cached_tokens"], meta["prompt_tokens"]) == (cached, 100)
+        assert meta["computed_tokens"] == 100 - cached + 7 * 3
+    assert engine.server_info()["violations"] == []
+
+
+@pytest.mark.model
+def test_a_reply_is_text_and_says_why_it_ended(engine):
+    prompt = "The capital of France is"
+    best, second = beam_search(engine, prompt, beam_width=4, max_new_tokens=4, n=2)
+    assert "Paris" in best["text"] + second["text"]
+    assert best["score"] >= second["score"]
+    assert best["meta_info"]["cumulative_logprob"] == pytest.approx(4 * best["score"])
+    assert best["meta_info"]["finish_reason"] == {"type": "length", "length": 4}
+    end = best["output_ids"][1]
+    made = beam_search(engine, prompt, max_new_tokens=4, eos_token_ids=[end], n=4)
+    stopped = next(r for r in made if r["output_ids"][-1] == end)
+    assert stopped["meta_info"]["finish_reason"] == {"type": "stop", "matched": end}
+    assert stopped["text"] == engine.get_tokenizer().decode(stopped["output_ids"][:-1])
