@@ -16,14 +16,17 @@ HEADROOM_TOKENS = 64  # kept for each decoding request to grow, so that admittin
 Requests = Mapping[str, Request]
 
 
-def choose(waiting: WaitingQueue, running: Requests, cache: PrefixCache) -> Request | None:
+def choose(
+    waiting: WaitingQueue, running: Requests, cache: PrefixCache, headroom: int
+) -> Request | None:
     """The waiting request to admit, its pages leased; None if nobody may start now.
 
-    When the first in line does not fit, nobody overtakes it on that ground.
+    When the first in line does not fit, nobody overtakes it on that ground. `headroom` pages are
+    left to those who run: see `headroom_pages`.
     """
     request = first_in_line(waiting, running, cache)
     if request is not None:
-        request.lease = _lease(request, running, cache)
+        request.lease = _lease(request, running, cache, headroom)
     return None if request is None or request.lease is None else request
 
 
@@ -74,7 +77,8 @@ def preempted(
     Only requests of strictly smaller priority make way, and none that was overtaken `bound` times:
     it would go before everybody at once, and the two would take turns for ever.
     """
-    if not full and has_room(request, running, cache):
+    headroom = headroom_pages(running, cache.page_size)
+    if not full and has_room(request, running, cache, headroom):
         return None
     smaller = {
         r.id: r
@@ -91,19 +95,17 @@ def headroom_pages(running: Requests, page_size: int) -> int:
     return sum(-(-n // page_size) for n in wanted)
 
 
-def has_room(request: Request, running: Requests, cache: PrefixCache) -> bool:
+def has_room(request: Request, running: Requests, cache: PrefixCache, headroom: int) -> bool:
     """Whether the request's pages can likely be had. Changes nothing."""
-    headroom = headroom_pages(running, cache.page_size)
     likely = cache.pages_for(len(request.tokens)) - request.hit // cache.page_size + headroom
     return not running or likely <= cache.pages.n_available
 
 
-def _lease(request: Request, running: Requests, cache: PrefixCache) -> Lease | None:
+def _lease(request: Request, running: Requests, cache: PrefixCache, headroom: int) -> Lease | None:
     """The cached prefix and pages for all tokens; None, and nothing held, if there is no room."""
-    if not has_room(request, running, cache):
+    if not has_room(request, running, cache, headroom):
         return None  # do not disturb the tree to find out for certain
     submit, n_tokens = request.submit, len(request.tokens)
-    headroom = headroom_pages(running, cache.page_size)
     # Alone, a request always fits the pool, but perhaps not beside the path it matched: branch
     # points inside pages pin more of them than it needs. Then it starts from nothing.
     for limit in (request.reuse_limit,) if running else (request.reuse_limit, 0):

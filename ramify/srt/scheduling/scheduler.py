@@ -105,7 +105,8 @@ class Scheduler:
             if request.state is State.PREFILL and budget > 0:
                 chunks.append(self._chunk(request, budget))
                 budget -= len(chunks[-1].tokens)
-        while budget > 0 and (admitted := self._admit(now)) is not None:
+        headroom = admission.headroom_pages(self.running, self.cache.page_size)
+        while budget > 0 and (admitted := self._admit(now, headroom)) is not None:
             chunks.append(self._chunk(admitted, budget))
             budget -= len(chunks[-1].tokens)
         return self._step(chunks) if chunks else None
@@ -170,11 +171,11 @@ class Scheduler:
         self._leave(request)
         self.waiting.add(request)
 
-    def _admit(self, now: float) -> Request | None:
+    def _admit(self, now: float, headroom: int) -> Request | None:
         """Start the next waiting request, if one may start now."""
         if not self.waiting or len(self.running) >= self.limits.max_running_requests:
             return None
-        request = admission.choose(self.waiting, self.running, self.cache)
+        request = admission.choose(self.waiting, self.running, self.cache, headroom)
         if request is None:
             return None
         request.on(Event.ADMIT)

@@ -1,0 +1,347 @@
+"""What every queue policy owes its requests, and what sets each apart."""
+
+import random
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from ramify.radix_cache import eviction
+from ramify.radix_cache.key import as_tokens
+from ramify.radix_cache.prefix_cache import PrefixCache
+from ramify.srt import config
+from ramify.srt.messages import Finished, Submit, TokenLogprob, pack_ids
+from ramify.srt.sampling_params import SamplingParams
+from ramify.srt.scheduling.limits import SchedulerLimits
+from ramify.srt.scheduling.plan import ChunkResult, StepResult
+from ramify.srt.scheduling.queue_policy import POLICIES
+from ramify.srt.scheduling.request import Request
+from ramify.srt.scheduling.scheduler import Scheduler
+from ramify.srt.scheduling.waiting import WaitingQueue
+
+PAGE = 4
+EVERY_POLICY = pytest.mark.parametrize("policy", POLICIES)
+
+
+def scheduler(policy, *, n_pages=64, step_tokens=16, running=1, bound=100, **more):
+    limits = SchedulerLimits(
+        n_pages * PAGE, (0,), step_tokens, running, 1000, bound, schedule_policy=policy, **more
+    )
+    return Scheduler(limits, PrefixCache(n_pages, PAGE))
+
+
+def submit(request_id, ids, max_new=1, **more):
+    return Submit(request_id, pack_ids(list(ids)), SamplingParams(max_new_tokens=max_new), **more)
+
+
+def step(s):
+    plan = s.plan(0.0)
+    new = TokenLogprob(-1.0, 1)
+    return plan, s.apply(plan, StepResult(tuple(ChunkResult(new) for _ in plan.chunks)), 0.0)
+
+
+def order_of_ends(s):
+    ended = []
+    while not s.idle:
+        ended += [m.request_id for m in step(s)[1] if isinstance(m, Finished)]
+    return ended
+
+
+def served(policy, *messages, **options):
+    """The order in which requests that arrive together finish, one running at a time."""
+    s = scheduler(policy, **options)
+    for message in messages:
+        assert s.submit(message, 0.0) is None
+    return order_of_ends(s)
+
+
+# --- what all owe --------------------------------------------------------------------------------
+
+
+def test_the_tables_hold_what_the_configuration_offers():
+    assert tuple(POLICIES) == config.SCHEDULE_POLICIES
+    assert tuple(eviction.POLICIES) == config.EVICTION_POLICIES
+
+
+def queue_request(rng, number):
+    """Prompts over two tokens with three trunks, so that branches fork and join."""
+    trunk = [1, 2] * 8 * rng.randint(0, 5)
+    ids = [rng.randint(1, 3), *trunk, *(rng.randint(1, 2) for _ in range(rng.randint(0, 40)))]
+    message = submit(
+        f"r{number}",
+        ids,
+        rng.randint(1, 9),
+        priority=rng.randint(-1, 2),
+        program_id=rng.choice("ab"),
+    )
+    return Request(message, number, as_tokens(ids), len(ids), rng.randint(1, 9), 0.0)
+
+
+class World:
+    """A queue under arrivals, admissions, departures and retractions, and a count of its own."""
+
+    def __init__(self, policy, bound, seed):
+        self.rng = random.Random(seed)
+        self.bound = bound
+        self.queue = WaitingQueue(POLICIES[policy], bound, PrefixCache(8, PAGE))
+        self.waiting, self.ran, self.overtaken = {}, {}, {}
+        self.arrivals = 0
+        self.trace = []
+
+    def arrive(self):
+        self.arrivals += 1
+        request = queue_request(self.rng, self.arrivals)
+        self.waiting[request.number] = request
+        self.overtaken[request.number] = 0
+        self.queue.add(request)
+
+    def admit(self):
+        request = self.queue.aging.overdue() or self.queue.order.first()
+        assert (request is None) == (not self.waiting)
+        if request is not None:
+            self.queue.admit(request)
+            request.cached_tokens = 0
+            self.queue.order.service.charge(request.submit.program_id, self.rng.randint(1, 50))
+            self.ran[request.number] = self.waiting.pop(request.number)
+            self.trace.append(request.number)
+            for other in self.waiting:
+                self.overtaken[other] += other < request.number
+
+    def leave(self):
+        if self.waiting:
+            self.queue.remove(self.waiting.pop(self.rng.choice(list(self.waiting))))
+
+    def retract(self):
+        if self.ran:
+            request = self.ran.pop(self.rng.choice(list(self.ran)))
+            self.waiting[request.number] = request
+            self.queue.add(request)
+
+    def check(self):
+        assert max(self.overtaken.values(), default=0) <= self.bound
+        assert len(self.queue) == len(self.waiting)
+        assert self.queue.n_tokens == sum(r.prompt_length for r in self.waiting.values())
+        for request in self.waiting.values():
+            assert self.queue.aging.overtaken(request) == self.overtaken[request.number]
+
+    def run(self, events):
+        for event in events:
+            getattr(self, event)()
+            self.check()
+        while self.waiting:
+            self.admit()
+            self.check()
+        return self.trace
+
+
+EVENTS = st.lists(
+    st.sampled_from(["arrive"] * 4 + ["admit"] * 3 + ["leave", "retract"]), max_size=80
+)
+
+
+@EVERY_POLICY
+@settings(max_examples=60, deadline=None)
+@given(EVENTS, st.integers(1, 6), st.integers(0, 1000))
+def test_nobody_is_lost_or_overtaken_beyond_the_bound_and_the_order_is_reproducible(
+    policy, events, bound, seed
+):
+    """The world counts who overtook whom in the plainest way; the queue must agree at all times."""
+    traces = [World(policy, bound, seed).run(events) for _ in range(2)]
+    assert traces[0] == traces[1]
+
+
+@EVERY_POLICY
+@given(st.integers(1, 30), st.integers(0, 1000))
+@settings(max_examples=30, deadline=None)
+def test_an_order_is_a_permutation_of_those_who_wait(policy, n, seed):
+    trace = World(policy, 1000, seed).run(["arrive"] * n)
+    assert sorted(trace) == list(range(1, n + 1))
+
+
+@EVERY_POLICY
+def test_a_trunk_of_many_requests_is_computed_once(policy):
+    """64 requests over one trunk of 2,000 tokens, in every order a policy may take them."""
+    s = scheduler(policy, n_pages=1200, step_tokens=256, running=64)
+    trunk = [1 + i % 97 for i in range(2000)]
+    for i in range(64):
+        message = submit(f"r{i}", [*trunk, 200 + i], priority=i % 3, program_id=str(i % 5))
+        assert s.submit(message, 0.0) is None
+    computed = 0
+    while not s.idle:
+        computed += step(s)[0].n_tokens
+    assert computed == len(trunk) + 64
+    assert s.stats().cached_tokens == 63 * len(trunk)
+
+
+@EVERY_POLICY
+def test_a_long_queue_behind_one_trunk_is_parked_and_comes_back(policy):
+    """More than one step may look at: nobody is forgotten, and the trunk is still computed once."""
+    s = scheduler(policy, n_pages=400, step_tokens=32, running=8)
+    trunk = [1 + i % 97 for i in range(300)]
+    for i in range(200):
+        assert s.submit(submit(f"r{i}", [*trunk, 200 + i]), 0.0) is None
+    computed = 0
+    while not s.idle:
+        computed += step(s)[0].n_tokens
+    assert computed == len(trunk) + 200
+
+
+# --- what sets them apart ------------------------------------------------------------------------
+
+TRUNK_A, TRUNK_B = [5] * 32, [6] * 32
+
+
+def test_fcfs_serves_in_order_of_arrival():
+    messages = [submit(f"r{i}", [9 - i], max_new=1 + i % 3, priority=i) for i in range(6)]
+    assert served("fcfs", *messages) == [f"r{i}" for i in range(6)]
+
+
+def test_lof_serves_the_longest_output_first():
+    messages = [submit(f"r{n}", [n], max_new=n) for n in (2, 5, 3)]
+    assert served("lof", *messages) == ["r5", "r3", "r2"]
+
+
+def test_random_is_neither_order_of_arrival_nor_different_in_the_next_run():
+    messages = [submit(f"r{i}", [i + 1]) for i in range(20)]
+    runs = [served("random", *messages) for _ in range(2)]
+    assert runs[0] == runs[1] != [f"r{i}" for i in range(20)]
+
+
+def test_dfs_weight_finishes_the_heaviest_branch_before_the_next():
+    """b arrives first, but a is heavier; and a is finished although b is heavier by then."""
+    messages = [submit(f"b{i}", [*TRUNK_B, 70 + i]) for i in range(2)]
+    messages += [submit(f"a{i}", [*TRUNK_A, 80 + i]) for i in range(3)]
+    messages.insert(3, submit("alone", [1, 2, 3]))
+    assert served("dfs-weight", *messages) == ["a0", "a1", "a2", "b0", "b1", "alone"]
+
+
+def test_dfs_weight_never_mixes_branches_of_different_namespaces():
+    messages = [
+        submit(f"{name}{i}", [*TRUNK_A, i + 1], namespace=name) for i in range(3) for name in "xy"
+    ]
+    assert [name[0] for name in served("dfs-weight", *messages)] == list("xxxyyy")
+
+
+def test_priority_serves_the_largest_first_and_the_older_among_equals():
+    messages = [submit(f"{p}{i}", [7, i], priority=p) for i in range(2) for p in (0, 5, -1)]
+    assert served("priority", *messages) == ["50", "51", "00", "01", "-10", "-11"]
+
+
+def test_program_serves_first_who_was_served_least():
+    """Four requests of one program and two of another: they take turns."""
+    messages = [submit(f"big{i}", [1, i + 1], program_id="big") for i in range(4)]
+    messages += [submit(f"small{i}", [2, i + 1], program_id="small") for i in range(2)]
+    assert served("program", *messages) == ["big0", "small0", "big1", "small1", "big2", "big3"]
+
+
+def test_program_keeps_the_requests_over_one_trunk_together():
+    messages = [
+        submit(f"{name}{i}", [*trunk, i + 1], program_id="p")
+        for i in range(3)
+        for name, trunk in (("a", TRUNK_A), ("b", TRUNK_B))
+    ]
+    assert served("program", *messages) == ["a0", "a1", "a2", "b0", "b1", "b2"]
+
+
+def test_the_nameless_program_waits_its_turn_like_any_other():
+    messages = [submit(f"none{i}", [1, i + 1]) for i in range(3)]
+    messages.append(submit("named", [2, 1], program_id="p"))
+    assert served("program", *messages) == ["none0", "named", "none1", "none2"]
+
+
+# --- priority: making way ------------------------------------------------------------------------
+
+
+def run_until_first_token(s, request_id):
+    while True:
+        for message in step(s)[1]:
+            if message.request_id == request_id:
+                return
+
+
+def test_a_larger_priority_takes_the_place_of_the_latest_of_the_smallest():
+    s = scheduler("priority", running=3)
+    for name, priority in (("low0", 0), ("low1", 0), ("mid", 1)):
+        s.submit(submit(name, [ord(c) for c in name], max_new=20, priority=priority), 0.0)
+    run_until_first_token(s, "mid")
+    s.submit(submit("high", [9, 9], max_new=2, priority=2), 0.0)
+    step(s)
+    assert list(s.running) == ["mid", "low0", "high"]
+    assert order_of_ends(s)[0] == "high"
+    assert s.stats().retractions == 1
+
+
+def test_a_larger_priority_takes_the_pages_of_smaller_ones():
+    s = scheduler("priority", n_pages=12, running=8)
+    s.submit(submit("low", [1] * 30, max_new=16, priority=0), 0.0)
+    run_until_first_token(s, "low")
+    s.submit(submit("high", [2] * 30, max_new=2, priority=1), 0.0)
+    assert order_of_ends(s) == ["high", "low"]
+    assert s.violations() == []
+
+
+def test_an_equal_priority_makes_no_way_and_neither_does_another_policy():
+    for policy, priority in (("priority", 0), ("fcfs", 9)):
+        s = scheduler(policy)
+        s.submit(submit("first", [1], max_new=5), 0.0)
+        step(s)
+        s.submit(submit("second", [2], max_new=5, priority=priority), 0.0)
+        assert order_of_ends(s) == ["first", "second"]
+        assert s.stats().retractions == 0
+
+
+def test_who_was_overtaken_too_often_makes_way_no_more():
+    """Otherwise it would go first again at once, and two requests would take turns for ever."""
+    s = scheduler("priority", bound=2)
+    s.submit(submit("low", [1, 1], max_new=4), 0.0)
+    step(s)
+    ended = []
+    for i in range(6):
+        s.submit(submit(f"high{i}", [2, i + 1], max_new=1, priority=1), 0.0)
+        ended += [m.request_id for m in step(s)[1] if isinstance(m, Finished)]
+    assert ended[:2] == ["high0", "high1"]
+    ended += order_of_ends(s)
+    assert ended.index("low") == 2
+    assert s.stats().retractions <= 2
+
+
+# --- deadlines and limits ------------------------------------------------------------------------
+
+
+def test_what_is_past_its_deadline_ends_whether_it_waits_or_runs():
+    s = scheduler("fcfs")
+    s.submit(submit("runs", range(1, 9), max_new=50, timeout_s=2.0), 10.0)
+    s.submit(submit("waits", [3, 4], timeout_s=1.0), 10.0)
+    s.submit(submit("patient", [5, 6]), 10.0)
+    step(s)
+    assert s.expire(10.9) == []
+    (ended,) = s.expire(11.0)
+    assert (ended.request_id, ended.reason, ended.completion_tokens) == ("waits", "timeout", 0)
+    (ended,) = s.expire(12.5)
+    assert (ended.request_id, ended.reason, ended.completion_tokens) == ("runs", "timeout", 1)
+    assert s.stats().cached_tokens_held == 8  # what it computed stays
+    assert order_of_ends(s) == ["patient"]
+    assert s.expire(99.0) == []
+
+
+def test_prompt_tokens_that_wait_are_limited():
+    s = scheduler("fcfs", max_queued_tokens=10)
+    assert s.submit(submit("long", range(1, 21)), 0.0) is None  # nothing else waits
+    assert s.submit(submit("a", [1]), 0.0).kind == "QueueFull"
+    step(s)
+    assert s.submit(submit("b", range(1, 8)), 0.0) is None
+    assert s.submit(submit("c", range(1, 5)), 0.0).kind == "QueueFull"
+    assert s.submit(submit("d", range(1, 4)), 0.0) is None
+    s.abort("b", 0.0)
+    assert s.submit(submit("e", range(1, 8)), 0.0) is None
+    assert sorted(order_of_ends(s)) == ["d", "e", "long"]
+
+
+def test_a_finished_request_says_why_its_prompt_was_computed():
+    s = scheduler("fcfs")
+    for name, namespace in (("first", ""), ("again", ""), ("other", "tenant")):
+        s.submit(submit(name, range(1, 20), namespace=namespace), 0.0)
+    ends = {}
+    while not s.idle:
+        ends |= {m.request_id: m.miss_reason for m in step(s)[1] if isinstance(m, Finished)}
+    assert ends == {"first": "never seen", "again": None, "other": "namespace"}
