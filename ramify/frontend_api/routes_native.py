@@ -1,6 +1,7 @@
 """SGLang's native routes: /generate and the routes that ask about or act on the engine."""
 
 import asyncio
+import contextlib
 import dataclasses
 from typing import Annotated, Any
 
@@ -10,11 +11,11 @@ from starlette.responses import Response
 
 import ramify
 from ramify.frontend_api import body as bodies
-from ramify.frontend_api import translate
+from ramify.frontend_api import metrics, translate
 from ramify.frontend_api.answers import NativeAnswer
 from ramify.frontend_api.running import follow, new_id, prepare, respond
 from ramify.frontend_api.schema import AbortBody, GenerateBody
-from ramify.frontend_api.service import Service, Serving
+from ramify.frontend_api.service import Counted, Service, Serving
 from ramify.frontend_api.sse import JSON
 from ramify.srt.errors import InvalidRequest, Unavailable
 from ramify.srt.intake import GenerateRequest
@@ -25,11 +26,12 @@ from ramify.srt.workers.client import WHY_NOT, State
 HEALTH_TIMEOUT_S = 20.0
 MAX_FLUSH_WAIT_S = 60.0
 FLUSH_POLL_S = 0.05
+METRICS_TIMEOUT_S = 5.0
 
 router = APIRouter()
 
 
-@router.api_route("/generate", methods=["POST", "PUT"])
+@router.api_route("/generate", methods=["POST", "PUT"], dependencies=[Counted])
 async def generate(request: Request, service: Serving) -> Response:
     body = await bodies.read(request, GenerateBody)
     requests, single = translate.native_requests(body, service.serve_config.max_batch)
@@ -100,6 +102,17 @@ async def get_model_info(service: Serving) -> JSON:
 async def get_server_info(service: Serving) -> JSON:
     """All options, the engine's counters, and the invariants that are broken (none, we hope)."""
     return JSON(await server_info(service))
+
+
+@router.get("/metrics")
+async def get_metrics(service: Serving) -> Response:
+    """For Prometheus. An engine that does not answer in time is down, and only that is told."""
+    stats = None
+    with contextlib.suppress(Unavailable, TimeoutError):
+        async with asyncio.timeout(METRICS_TIMEOUT_S):
+            stats = (await service.client.inspect()).stats
+    page = metrics.text(metrics.families(service.metrics, stats))
+    return Response(page, headers={"Content-Type": metrics.CONTENT_TYPE})
 
 
 async def server_info(service: Service) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from ramify.frontend_api.answers import ChatAnswer, CompletionAnswer, Envelope
 from ramify.frontend_api.errors import NotFound
 from ramify.frontend_api.running import THREAD_FROM_CHARS, new_id, prepare, respond
 from ramify.frontend_api.schema import ChatBody, CompletionBody, Sampled, StreamOptions
-from ramify.frontend_api.service import Service, Serving
+from ramify.frontend_api.service import Counted, Service, Serving
 from ramify.frontend_api.sse import JSON
 from ramify.srt.errors import InvalidRequest
 from ramify.srt.intake import MAX_CHARS_PER_TOKEN, GenerateRequest
@@ -33,7 +33,7 @@ async def model(name: str, service: Serving) -> JSON:
     return JSON(_card(service))
 
 
-@router.post("/completions")
+@router.post("/completions", dependencies=[Counted])
 async def completions(request: Request, service: Serving) -> Response:
     body = await bodies.read(request, CompletionBody)
     service.check_model(body.model)
@@ -50,7 +50,7 @@ async def completions(request: Request, service: Serving) -> Response:
     return await respond(request, service, job, answer, stream=body.stream)
 
 
-@router.post("/chat/completions")
+@router.post("/chat/completions", dependencies=[Counted])
 async def chat_completions(request: Request, service: Serving) -> Response:
     body = await bodies.read(request, ChatBody)
     service.check_model(body.model)

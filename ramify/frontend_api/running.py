@@ -117,9 +117,11 @@ async def follow(
     moved: asyncio.Queue[int | asyncio.Task[None]] = asyncio.Queue()
 
     async def run(place: int) -> None:
-        async with aclosing(service.client.follow(assemblers[place])) as steps:
-            async for _ in steps:
-                moved.put_nowait(place)
+        with service.metrics.watch(assemblers[place]) as watch:
+            async with aclosing(service.client.follow(assemblers[place])) as steps:
+                async for _ in steps:
+                    watch.moved()
+                    moved.put_nowait(place)
 
     tasks = [asyncio.create_task(run(place)) for place in range(len(assemblers))]
     for task in tasks:
@@ -185,7 +187,7 @@ async def respond(
     except BaseException:
         await steps.aclose()
         raise
-    return EventStream(_events(first, steps, answer))
+    return EventStream(_events(service, first, steps, answer))
 
 
 async def _named(service: Service, job: Job) -> AsyncGenerator[list[int], None]:
@@ -203,7 +205,7 @@ async def _exhaust(steps: AsyncGenerator[list[int], None]) -> None:
 
 
 async def _events(
-    first: list[int], steps: AsyncGenerator[list[int], None], answer: Answer
+    service: Service, first: list[int], steps: AsyncGenerator[list[int], None], answer: Answer
 ) -> AsyncGenerator[bytes, None]:
     """The events of a stream; one write for all that is known at a time."""
     async with aclosing(steps):
@@ -213,6 +215,7 @@ async def _events(
                 yield _join(answer, places)
             yield b"".join(map(event, answer.closing()))
         except RequestError as error:
+            service.metrics.failed(error)
             yield event(error_body(error))
         yield DONE
 

@@ -1,12 +1,14 @@
-"""What the routes need, in one value: the engine, the tokenizer, the options, names in use."""
+"""What the routes need, in one value: the engine, the tokenizer, the options, names in use,
+counts."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Annotated
 
 from fastapi import Depends, Request
 
+from ramify.frontend_api.metrics import Metrics
 from ramify.srt.clock import Clock, MonotonicClock
 from ramify.srt.config import EngineConfig, ServeConfig
 from ramify.srt.errors import InvalidRequest, Unavailable
@@ -55,6 +57,7 @@ class Service:
     created_s: int  # Unix time, for OpenAI's `created` of the model
     clock: Clock = field(default_factory=MonotonicClock)
     rids: Rids = field(default_factory=Rids)
+    metrics: Metrics = field(default_factory=Metrics)
 
     @property
     def info(self) -> ModelInfo:
@@ -79,3 +82,14 @@ def _service(request: Request) -> Service:
 
 
 Serving = Annotated[Service, Depends(_service)]
+
+
+async def _counted(service: Serving) -> AsyncIterator[None]:
+    try:
+        yield
+    except Exception as error:
+        service.metrics.failed(error)
+        raise
+
+
+Counted = Depends(_counted)  # for routes whose errors are counted

@@ -1,7 +1,6 @@
 """Real servers for the HTTP tests: a process with real sockets and a real engine process behind it,
 in which only the model is fake."""
 
-import os
 import re
 import signal
 import subprocess
@@ -12,13 +11,10 @@ from pathlib import Path
 import httpx
 import pytest
 
+sys.path.insert(0, str(Path(__file__).parent))
+from environment import environment
+
 HERE = Path(__file__).parent
-sys.path.insert(0, str(HERE))
-
-
-def search_path() -> list[str]:
-    """Where a server process finds the fakes, and the package that is under test."""
-    return [str(HERE), *filter(None, [os.environ.get("PYTHONPATH")])]
 
 
 class RunningServer:
@@ -28,7 +24,7 @@ class RunningServer:
         self.process = subprocess.Popen(
             [sys.executable, str(HERE / "http_fakes.py"), model, str(folder), *options],
             stdout=subprocess.PIPE,
-            env={**os.environ, "PYTHONPATH": os.pathsep.join(search_path())},
+            env=environment(),
             text=True,
         )
         assert self.process.stdout is not None

@@ -1,7 +1,6 @@
 """What happens when a client, the engine or the server goes away."""
 
 import json
-import os
 import signal
 import socket
 import subprocess
@@ -13,6 +12,9 @@ from pathlib import Path
 
 import httpx
 import pytest
+
+sys.path.insert(0, str(Path(__file__).parent))
+from environment import environment
 
 LONG = {"text": "a", "sampling_params": {"max_new_tokens": 4000}}
 HERE = Path(__file__).parent
@@ -134,8 +136,7 @@ def test_draining_has_an_end(start_server):
 def start_process(folder, model):
     """A server that may never get ready."""
     script = [sys.executable, str(HERE / "http_fakes.py"), model, str(folder)]
-    environment = {**os.environ, "PYTHONPATH": str(HERE)}
-    with subprocess.Popen(script, env=environment, stderr=subprocess.PIPE, text=True) as process:
+    with subprocess.Popen(script, env=environment(), stderr=subprocess.PIPE, text=True) as process:
         try:
             yield process
         finally:
