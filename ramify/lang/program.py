@@ -4,6 +4,7 @@ import functools
 import inspect
 import os
 import threading
+import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, overload
 
@@ -70,9 +71,8 @@ class SglFunction:
         Raises what the function raises, unless it streams: then the state holds the error.
         """
         options, arguments = self._sort(kwargs)
-        executor = Executor(
-            backend_or_default(backend), options, stream=stream, use_thread=use_thread
-        )
+        own = _for_one_run(backend_or_default(backend))
+        executor = Executor(own, options, stream=stream, use_thread=use_thread)
         state = ProgramState(executor)
         call = self._call(state, args, arguments)
         if stream:
@@ -183,13 +183,18 @@ class SglFunction:
     def _run_item(
         self, backend: Backend, options: GenerateOptions, arguments: Mapping[str, Any]
     ) -> ProgramState:
-        state = ProgramState(Executor(backend, options))
+        state = ProgramState(Executor(_for_one_run(backend), options))
         try:
             _finish(state, self._call(state, (), arguments))
         except ProgramError as error:
             state.executor.fail(original(error))
         state.sync()
         return state
+
+
+def _for_one_run(backend: Backend) -> Backend:
+    """The backend for one run of a program and its branches, which have an id in common."""
+    return backend.for_program(uuid.uuid4().hex)
 
 
 def _finish(state: ProgramState, call: Callable[[], Any]) -> Value:

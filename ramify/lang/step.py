@@ -71,7 +71,10 @@ class Step:
             yield chunk
 
     def select(self, node: ir.Select) -> Value:
-        """Score the choices and append the one that the method takes."""
+        """Score the choices and append the one that the method takes.
+
+        Its meta information counts the prompt tokens of the scoring requests.
+        """
         scores = self.backend.score(
             self.transcript.text,
             node.choices,
@@ -85,7 +88,8 @@ class Step:
             unconditional_token_logprobs=scores.unconditional,
         )
         self.transcript.append(taken.decision)
-        return Value(taken.decision, taken.meta_info)
+        counts = {"prompt_tokens": scores.prompt_tokens, "cached_tokens": scores.cached_tokens}
+        return Value(taken.decision, {**(taken.meta_info or {}), **counts})
 
     def role_begin(self, node: ir.RoleBegin) -> Value:
         """Append the markup before a message."""

@@ -148,8 +148,10 @@ def test_stream_chunks_add_up_to_the_completion(backend):
 
 def test_scores_are_the_same_everywhere(backend, engine):
     found = as_backend(backend).score("So it is", [" a", " b c"], unconditional=True)
+    engine.flush_cache()
     expected = as_backend(engine).score("So it is", [" a", " b c"], unconditional=True)
     assert found == expected
+    assert 0 < found.cached_tokens < found.prompt_tokens
     assert len(found.unconditional) == 2
 
 

@@ -17,12 +17,17 @@ from ramify.lang.options import GenerateOptions
 
 @dataclass(frozen=True)
 class Scores:
-    """Of each choice: the mean log-probability, and the entries of the tokens it was taken over."""
+    """Of each choice: the mean log-probability, and the entries of the tokens it was taken over.
+
+    The counts are of all requests that the scores took.
+    """
 
     normalized: list[float]
     input_token_logprobs: list[Triples]
     output_token_logprobs: list[Triples]
     unconditional: list[Triples] | None = None
+    prompt_tokens: int = 0
+    cached_tokens: int = 0
 
 
 class Backend(Protocol):
@@ -31,6 +36,9 @@ class Backend(Protocol):
     @property
     def chat_template(self) -> ChatTemplate:
         """The markup of messages for this model."""
+
+    def for_program(self, program_id: str) -> "Backend":
+        """The same backend for one run of a program: it tells the engine what belongs together."""
 
     def get_model_name(self) -> str:
         """The model's path or name."""
@@ -58,7 +66,8 @@ class EngineLike(Protocol):
     """The shape of an engine.
 
     `generate` answers one prompt with `{"text", "output_ids", "meta_info"}`; a list of prompts or
-    `n` > 1 with a list of them; `stream=True` with an iterator of them with cumulative text.
+    `n` > 1 with a list of them; `stream=True` with an iterator of them with cumulative text. The
+    option `program_id` is the same for all requests of one run of a program.
     """
 
     def generate(

@@ -1,5 +1,6 @@
 """A Backend out of anything that has the shape of an engine."""
 
+import copy
 from collections.abc import Iterator, Sequence
 from contextlib import closing
 from functools import cached_property
@@ -13,6 +14,36 @@ from ramify.lang.jinja_template import choose_template
 from ramify.lang.options import GenerateOptions
 
 NO_TOKENS = {"max_new_tokens": 0, "temperature": 0.0}
+
+
+class ProgramEngine:
+    """An engine as one program sees it: what it is asked carries the program's id."""
+
+    def __init__(self, engine: EngineLike, program_id: str) -> None:
+        self._engine = engine
+        self._program_id = program_id
+
+    def generate(
+        self,
+        prompt: str | list[str] | None = None,
+        sampling_params: dict[str, Any] | None = None,
+        **options: Any,
+    ) -> Any:
+        """As the engine's."""
+        options["program_id"] = self._program_id
+        return self._engine.generate(prompt, sampling_params, **options)
+
+    def model_info(self) -> dict[str, Any]:
+        """As the engine's."""
+        return self._engine.model_info()
+
+    def flush_cache(self) -> bool:
+        """As the engine's."""
+        return self._engine.flush_cache()
+
+    def server_info(self) -> dict[str, Any]:
+        """As the engine's."""
+        return self._engine.server_info()
 
 
 class EngineBackend:
@@ -34,6 +65,13 @@ class EngineBackend:
     def chat_template(self) -> ChatTemplate:
         """The template that was named, else the model's own, else the one for its path."""
         return self._named or choose_template(self.model_info)
+
+    def for_program(self, program_id: str) -> "EngineBackend":
+        """The same backend, all of whose requests carry the id of one program."""
+        _ = self.chat_template  # asked for once, not by each program
+        bound = copy.copy(self)
+        bound.engine = ProgramEngine(self.engine, program_id)
+        return bound
 
     def get_model_name(self) -> str:
         """The model's path."""

@@ -31,9 +31,10 @@ def score(
     """
     if not prompt:
         raise ValueError("select needs some text before it to compare its choices against")
-    cached = engine.generate(prompt, dict(NO_TOKENS))
-    length = cached["meta_info"]["prompt_tokens"]
-    metas = _conditional(engine, [prompt, *(prompt + choice for choice in choices)], length)
+    asked = _Asked(engine)
+    [cached] = asked.metas([prompt])
+    texts = [prompt, *(prompt + choice for choice in choices)]
+    metas = _conditional(asked, texts, cached["prompt_tokens"])
     own, *joint = [meta["input_token_logprobs"] for meta in metas]
     start = common_tokens([own, *joint])
     scored = [entries[start:] for entries in joint]
@@ -41,8 +42,27 @@ def score(
         [_mean(entries, choice) for entries, choice in zip(scored, choices, strict=True)],
         scored,
         [meta.get("output_token_logprobs") or [] for meta in metas[1:]],
-        _unconditional(engine, scored) if unconditional else None,
+        _unconditional(asked, scored) if unconditional else None,
+        asked.prompt_tokens,
+        asked.cached_tokens,
     )
+
+
+class _Asked:
+    """An engine that computes prompts only, and the count of their tokens."""
+
+    def __init__(self, engine: EngineLike) -> None:
+        self._engine = engine
+        self.prompt_tokens = 0
+        self.cached_tokens = 0
+
+    def metas(self, texts: list[str] | None = None, **options: Any) -> list[dict[str, Any]]:
+        """The meta information of each prompt."""
+        replies = self._engine.generate(texts, dict(NO_TOKENS), **options)
+        metas = [reply["meta_info"] for reply in replies]
+        self.prompt_tokens += sum(meta["prompt_tokens"] for meta in metas)
+        self.cached_tokens += sum(meta["cached_tokens"] for meta in metas)
+        return metas
 
 
 def common_tokens(rows: Sequence[Triples]) -> int:
@@ -55,7 +75,7 @@ def common_tokens(rows: Sequence[Triples]) -> int:
     return length
 
 
-def _conditional(engine: EngineLike, texts: list[str], length: int) -> list[dict[str, Any]]:
+def _conditional(asked: _Asked, texts: list[str], length: int) -> list[dict[str, Any]]:
     """Meta information with the log-probabilities from some tokens before `length` on.
 
     The first entry may have none, as nothing before it was computed; so the window must begin with
@@ -64,24 +84,17 @@ def _conditional(engine: EngineLike, texts: list[str], length: int) -> list[dict
     window = WINDOW
     while True:
         start = max(length - window, 0)
-        replies = engine.generate(
-            texts, dict(NO_TOKENS), return_logprob=True, logprob_start_len=start
-        )
-        metas = [reply["meta_info"] for reply in replies]
+        metas = asked.metas(texts, return_logprob=True, logprob_start_len=start)
         if start == 0 or common_tokens([meta["input_token_logprobs"] for meta in metas]):
             return metas
         window *= 8
 
 
-def _unconditional(engine: EngineLike, scored: list[Triples]) -> list[Triples]:
+def _unconditional(asked: _Asked, scored: list[Triples]) -> list[Triples]:
     """Entries of the same tokens with nothing before them."""
-    replies = engine.generate(
-        input_ids=[[entry[1] for entry in entries] for entries in scored],
-        sampling_params=dict(NO_TOKENS),
-        return_logprob=True,
-        logprob_start_len=0,
-    )
-    return [reply["meta_info"]["input_token_logprobs"] for reply in replies]
+    rows = [[entry[1] for entry in entries] for entries in scored]
+    metas = asked.metas(input_ids=rows, return_logprob=True, logprob_start_len=0)
+    return [meta["input_token_logprobs"] for meta in metas]
 
 
 def _mean(entries: Triples, choice: str) -> float:

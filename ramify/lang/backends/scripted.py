@@ -63,6 +63,7 @@ class ScriptedEngine:
         logprob_start_len: int | None = None,
         top_logprobs_num: int | None = None,
         return_text_in_logprobs: bool = False,
+        program_id: str = "",
         stream: bool = False,
     ) -> Any:
         """Replies in the form of an engine's. Streams token by token."""
@@ -70,7 +71,8 @@ class ScriptedEngine:
         start = logprob_start_len if return_logprob else None
         with self._lock:
             request = {"prompt": prompt, "input_ids": input_ids, "sampling_params": params}
-            self.requests.append(request | {"logprob_start_len": start, "stream": stream})
+            others = {"logprob_start_len": start, "stream": stream, "program_id": program_id}
+            self.requests.append(request | others)
         texts = self._texts(prompt, input_ids)
         count = params.get("n") or 1
         replies = [
