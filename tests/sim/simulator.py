@@ -11,15 +11,20 @@ import zlib
 from array import array
 from dataclasses import dataclass, field
 
+from ramify.radix_cache import eviction
+from ramify.radix_cache.key import as_tokens
 from ramify.radix_cache.prefix_cache import PrefixCache
 from ramify.srt.clock import VirtualClock
 from ramify.srt.messages import Finished, Rejected, Submit, TokenLogprob, Tokens, pack_ids
 from ramify.srt.sampling_params import SamplingParams
 from ramify.srt.scheduling.limits import SchedulerLimits
 from ramify.srt.scheduling.plan import ChunkResult, StepPlan, StepResult
+from ramify.srt.scheduling.queue_policy import POLICIES
 from ramify.srt.scheduling.scheduler import Scheduler
 
 EOS = 0
+CHECK_EVERY = 4  # steps between two checks of all invariants
+MISS_REASONS = (None, "never seen", "evicted", "namespace")
 N_TOKENS = 7
 
 
@@ -77,10 +82,14 @@ class Job:
 
     submit: Submit
     prompt: list[int]
+    number: int  # order of arrival
     tokens: list[int] = field(default_factory=list)
     prompt_logprobs: list[TokenLogprob] | None = None
     end: Finished | Rejected | None = None
     aborted: bool = False
+    arrived: float = 0.0
+    ended: float = 0.0
+    overtaken: int = 0  # counted here, in the plainest way
 
     def expected(self) -> tuple[list[int], str]:
         """What the request generates alone, and why it ends."""
@@ -97,29 +106,61 @@ class Job:
         return output, "length"
 
 
-class Simulation:
-    """One seeded run. `run()` ends when every request is answered, or fails."""
+def random_cache(rng: random.Random) -> PrefixCache:
+    """A pool small enough that everything runs out of it."""
+    page_size = rng.choice([1, 2, 4, 16])
+    return PrefixCache(
+        rng.randint(6, 40) * (4 if page_size == 1 else 1),
+        page_size,
+        policy=rng.choice(list(eviction.POLICIES.values())),
+        reuse=rng.random() < 0.9,
+        pin_share=rng.choice([0.0, 0.25, 0.9]),
+    )
 
-    def __init__(self, seed: int) -> None:
+
+def random_limits(rng: random.Random, pool_tokens: int) -> SchedulerLimits:
+    """Any policy, and limits that are reached."""
+    step_tokens = rng.randint(4, 24)
+    return SchedulerLimits(
+        context_length=min(pool_tokens, rng.randint(20, 120)),
+        eos_token_ids=(EOS,),
+        step_tokens=step_tokens,
+        max_running_requests=rng.randint(1, min(8, step_tokens)),
+        max_queued_requests=rng.randint(8, 40),
+        starvation_bound=rng.randint(1, 6),
+        schedule_policy=rng.choice(list(POLICIES)),
+        max_queued_tokens=rng.randint(20, 400) if rng.random() < 0.3 else None,
+    )
+
+
+class Simulation:
+    """One seeded run. `run()` ends when every request is answered, or fails.
+
+    `limits` and `cache` are drawn from the seed unless given.
+    """
+
+    def __init__(
+        self,
+        seed: int,
+        *,
+        limits: SchedulerLimits | None = None,
+        cache: PrefixCache | None = None,
+        traced: bool = False,
+    ) -> None:
         self.rng = rng = random.Random(seed)
-        page_size = rng.choice([1, 2, 4, 16])
-        n_pages = rng.randint(6, 40) * (4 if page_size == 1 else 1)
-        self.context = min(n_pages * page_size, rng.randint(20, 120))
-        step_tokens = rng.randint(4, 24)
-        self.limits = SchedulerLimits(
-            context_length=self.context,
-            eos_token_ids=(EOS,),
-            step_tokens=step_tokens,
-            max_running_requests=rng.randint(1, min(8, step_tokens)),
-            max_queued_requests=rng.randint(8, 40),
-            starvation_bound=rng.randint(1, 6),
-        )
-        self.reuse = rng.random() < 0.9
-        self.scheduler = Scheduler(self.limits, PrefixCache(n_pages, page_size, reuse=self.reuse))
+        cache = cache or random_cache(rng)
+        n_pages, page_size = cache.pages.n_pages, cache.page_size
+        self.limits = limits or random_limits(rng, n_pages * page_size)
+        self.context = self.limits.context_length
+        self.reuse = cache.reuse
+        self.traced = traced
+        self.scheduler = Scheduler(self.limits, cache)
         self.runner = FakeRunner(n_pages, page_size)
         self.clock = VirtualClock()
         self.trunks = [self._ids(rng.randint(1, self.context // 2)) for _ in range(3)]
         self.jobs: dict[str, Job] = {}
+        self.waiting: dict[str, Job] = {}  # taken and not running, as the plans tell
+        self.steps = self.pinned = 0
         self.trace: list[str] = []
 
     def _ids(self, n: int) -> list[int]:
@@ -130,6 +171,10 @@ class Simulation:
             self._arrivals()
             self._faults()
             self.step()
+        self.drain()
+
+    def drain(self) -> None:
+        """Let everything come to its end, and look at all of it."""
         for _ in range(20_000):
             if self.scheduler.idle:
                 break
@@ -158,13 +203,23 @@ class Simulation:
         )
         start = rng.randint(0, len(prompt) - 1) if rng.random() < 0.2 else -1
         namespace = rng.choice(["", "", "tenant"])
-        return Job(
-            Submit(request_id, pack_ids(prompt), sampling, namespace, start >= 0, start), prompt
+        message = Submit(
+            request_id,
+            pack_ids(prompt),
+            sampling,
+            namespace,
+            return_logprob=start >= 0,
+            logprob_start=start,
+            priority=rng.randint(-1, 2),
+            program_id=rng.choice(["", "a", "b", request_id]),
+            timeout_s=rng.uniform(0.01, 1.0) if rng.random() < 0.15 else None,
         )
+        return Job(message, prompt, len(self.jobs))
 
     def submit(self, job: Job) -> None:
-        self.jobs[job.submit.request_id] = job
-        rejected = self.scheduler.submit(job.submit, self.clock.now())
+        self.jobs[job.submit.request_id] = self.waiting[job.submit.request_id] = job
+        job.arrived = self.clock.now()
+        rejected = self.scheduler.submit(job.submit, job.arrived)
         if rejected is not None:
             self._receive([rejected])
 
@@ -173,6 +228,8 @@ class Simulation:
             job = self.rng.choice(list(self.jobs.values()))
             job.aborted = job.aborted or job.end is None
             self._receive(self.scheduler.abort(job.submit.request_id, self.clock.now()))
+        if self.jobs and self.rng.random() < 0.1:
+            self._pin_or_unpin(self.rng.choice(list(self.jobs.values())))
         if self.rng.random() < 0.05:
             assert self.scheduler.flush() == self.scheduler.idle
         if self.jobs and self.rng.random() < 0.05:  # a duplicate of a live id changes nothing
@@ -182,15 +239,31 @@ class Simulation:
                 assert rejected is not None
                 assert rejected.param == "rid"
 
+    def _pin_or_unpin(self, job: Job) -> None:
+        cache, now = self.scheduler.cache, self.clock.now()
+        key = as_tokens([*job.prompt, *job.tokens][: self.rng.randint(1, self.context)])
+        if self.rng.random() < 0.3:
+            cache.unpin(job.submit.namespace, key)
+            return
+        known = cache.hit_length(job.submit.namespace, key, len(key))
+        n, refusal = cache.pin(job.submit.namespace, key, now, self.rng.uniform(0.01, 2.0))
+        assert n == (known if refusal is None else 0)
+        self.pinned += n
+
     def step(self) -> None:
-        plan = self.scheduler.plan(self.clock.now())
+        now = self.clock.now()
+        self._receive(self.scheduler.expire(now))
+        plan = self.scheduler.plan(now)
         self.clock.advance(0.01)
+        self.steps += 1
         if plan is not None:
             self._check_plan(plan)
-            self.trace.append(repr(plan))
+            if self.traced:
+                self.trace.append(repr(plan))
             result = self.runner.run(plan)
             self._receive(self.scheduler.apply(plan, result, self.clock.now()))
-        assert self.scheduler.violations() == []
+        if self.steps % CHECK_EVERY == 0:
+            assert self.scheduler.violations() == []
 
     def _receive(self, messages) -> None:
         for message in messages:
@@ -202,18 +275,27 @@ class Simulation:
                     assert job.prompt_logprobs is None
                     job.prompt_logprobs = message.prompt_logprobs
             else:
-                job.end = message
+                job.end, job.ended = message, self.clock.now()
+                self.waiting.pop(message.request_id, None)
 
     # --- what must hold --------------------------------------------------------------------------
 
     def _check_plan(self, plan: StepPlan) -> None:
         assert 0 < plan.n_tokens <= self.limits.step_tokens
         assert len(self.scheduler.running) <= self.limits.max_running_requests
-        everyone = [*self.scheduler.waiting.values(), *self.scheduler.running.values()]
-        assert all(r.overtaken <= self.limits.starvation_bound for r in everyone)
+        for request_id in plan.leaves:
+            if (job := self.jobs[request_id]).end is None:
+                self.waiting[request_id] = job  # retracted
+        for enter in plan.enters:
+            entered = self.waiting.pop(enter.request_id)
+            for other in self.waiting.values():
+                other.overtaken += other.number < entered.number
+        assert all(j.overtaken <= self.limits.starvation_bound for j in self.waiting.values())
+        assert sorted(self.waiting) == sorted(r.id for r in self.scheduler.waiting.values())
 
     def _check_end(self) -> None:
         assert self.scheduler.idle
+        assert self.scheduler.violations() == []
         for job in self.jobs.values():
             assert job.end is not None, f"{job.submit.request_id} was never answered"
             if isinstance(job.end, Finished):
@@ -227,6 +309,15 @@ class Simulation:
         assert end.completion_tokens == len(job.tokens)
         assert end.cached_tokens < end.prompt_tokens == len(job.prompt)
         assert self.reuse or end.cached_tokens == 0
+        assert end.miss_reason in MISS_REASONS
+        timeout_s = job.submit.timeout_s
+        if end.reason == "timeout":
+            assert timeout_s is not None
+            assert job.ended >= job.arrived + timeout_s
+            assert job.tokens == tokens[: len(job.tokens)]
+            return
+        if timeout_s is not None:  # the last step it may begin in begins before the deadline
+            assert job.ended < job.arrived + timeout_s + 0.011
         if job.aborted:
             assert end.reason == "abort"
             assert job.tokens == tokens[: len(job.tokens)]

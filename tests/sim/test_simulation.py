@@ -1,15 +1,23 @@
-"""A thousand seeded days of the runtime, and the proof that a day is reproducible."""
+"""Two thousand seeded days of the runtime, and the proof that a day is reproducible."""
 
+import random
 import sys
+from collections import Counter
 from pathlib import Path
 
 import pytest
 
+from ramify.radix_cache.prefix_cache import PrefixCache
+from ramify.srt.messages import Finished, Submit, pack_ids
+from ramify.srt.sampling_params import SamplingParams
+from ramify.srt.scheduling.limits import SchedulerLimits
+from ramify.srt.scheduling.queue_policy import POLICIES
+
 sys.path.insert(0, str(Path(__file__).parent))
-from simulator import Simulation
+from simulator import EOS, MISS_REASONS, Job, Simulation
 
 BLOCKS = 20
-SEEDS = 1000
+SEEDS = 2000
 
 
 @pytest.mark.parametrize("block", range(BLOCKS))
@@ -23,7 +31,9 @@ def test_every_request_is_answered_with_the_tokens_it_gets_alone(block):
 
 def test_the_seeds_cover_what_they_are_meant_to_cover():
     """Retractions, evictions, hits, aborts, full queues: all happen, or the test proves little."""
-    retractions = evictions = hits = aborts = rejections = 0
+    retractions = evictions = hits = aborts = rejections = timeouts = pinned = 0
+    policies = Counter()
+    reasons = Counter()
     for seed in range(60):
         simulation = Simulation(seed)
         simulation.run()
@@ -33,19 +43,46 @@ def test_the_seeds_cover_what_they_are_meant_to_cover():
         hits += stats.cached_tokens
         aborts += sum(job.aborted for job in simulation.jobs.values())
         rejections += sum(hasattr(job.end, "kind") for job in simulation.jobs.values())
-    assert min(retractions, aborts, rejections) > 20
-    assert min(evictions, hits) > 1000
+        ends = [job.end for job in simulation.jobs.values() if isinstance(job.end, Finished)]
+        timeouts += sum(end.reason == "timeout" for end in ends)
+        reasons.update(end.miss_reason for end in ends)
+        pinned += simulation.pinned
+        policies[simulation.limits.schedule_policy] += stats.steps
+    assert min(retractions, aborts, rejections, timeouts) > 20
+    assert min(evictions, hits, pinned) > 1000
+    assert set(policies) == set(POLICIES)
+    assert min(policies.values()) > 300
+    assert min(reasons[reason] for reason in MISS_REASONS) > 20
+
+
+@pytest.mark.parametrize("policy", POLICIES)
+def test_requests_for_four_times_the_memory_all_get_the_tokens_they_get_alone(policy):
+    """64 requests of 128 tokens each, no two alike, over a pool of 2,048: four times too many."""
+    limits = SchedulerLimits(2048, (EOS,), 128, 64, 64, 64, schedule_policy=policy)
+    simulation = Simulation(0, limits=limits, cache=PrefixCache(128, 16))
+    rng = random.Random(policy)
+    for i in range(64):
+        prompt = [1 + i % 6, *(rng.randint(1, 2) for _ in range(23))]
+        sampling = SamplingParams(max_new_tokens=104, ignore_eos=True)
+        message = Submit(f"r{i}", pack_ids(prompt), sampling, priority=i % 3, program_id=str(i % 5))
+        simulation.submit(Job(message, prompt, i))
+    simulation.drain()
+    assert all(len(job.tokens) == 104 for job in simulation.jobs.values())
+    assert simulation.scheduler.stats().retractions > 0
 
 
 def test_the_same_seed_gives_the_same_plans():
     for seed in range(10):
-        runs = [Simulation(seed) for _ in range(3)]
+        runs = [Simulation(seed, traced=True) for _ in range(3)]
         for run in runs:
             run.run()
         assert runs[0].trace == runs[1].trace == runs[2].trace
 
 
-@pytest.mark.parametrize("fault", ["lost page", "missed copy", "wrong page", "lost lock"])
+FAULTS = ["lost page", "missed copy", "wrong page", "lost lock", "no aging", "no deadlines"]
+
+
+@pytest.mark.parametrize("fault", FAULTS)
 def test_a_planted_fault_is_caught(fault):
     """The checks can fail: each planted fault is found in many of the runs."""
     caught = 0
@@ -60,8 +97,12 @@ def test_a_planted_fault_is_caught(fault):
 
 
 def plant(simulation, fault):
-    cache, runner = simulation.scheduler.cache, simulation.runner
-    run = runner.run
+    scheduler, runner = simulation.scheduler, simulation.runner
+    cache, run = scheduler.cache, runner.run
+    if fault == "no aging":
+        scheduler.waiting.aging.overdue = lambda: None
+    if fault == "no deadlines":
+        scheduler.expire = lambda now: []
 
     def faulty(plan):
         if fault == "lost page" and plan.number == 5 and cache.pages.n_free:
