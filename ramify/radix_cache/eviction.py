@@ -11,10 +11,10 @@ victims is total: the same calls evict the same nodes.
     priority    highest priority that used it    least recently used
     cost        floor at its last use + cost     least recently used
 
-The rule that a policy must keep: **use makes a key grow, never shrink**. The tree's heap stores the
-key that a node had when it was offered and looks again only at the node on top, so a key that had
-shrunk since would be found too late. Only a split may make a key smaller (it changes `cost`), and
-the tree offers the node again then.
+The rule for a policy: **use makes a key grow, never shrink**. The tree's heap stores the key that a
+node had when it was offered. A key that has grown since is found when the node is on top; one that
+has shrunk must be offered again, at the price of one more entry. So only a split does that, which
+changes `cost`.
 
 `cost` is GreedyDual-Size (P. Cao and S. Irani, Cost-Aware WWW Proxy Caching Algorithms, USENIX
 Symposium on Internet Technologies and Systems, 1997). What is kept is ranked by what a byte of it

@@ -9,7 +9,14 @@ from ramify.radix_cache.tree import Node
 
 def check(cache: PrefixCache) -> list[str]:
     """What is broken, in words; empty when every invariant holds. Changes nothing."""
-    return [*_structure(cache), *_digests(cache), *_locks(cache), *_pins(cache), *_pages(cache)]
+    return [
+        *_structure(cache),
+        *_digests(cache),
+        *_locks(cache),
+        *_pins(cache),
+        *_heap(cache),
+        *_pages(cache),
+    ]
 
 
 def _nodes(cache: PrefixCache) -> Iterator[Node]:
@@ -71,6 +78,17 @@ def _pins(cache: PrefixCache) -> Iterator[str]:
     times = [pin.expires for pin in cache.pins]
     if times != sorted(times):
         yield "pins are not in the order in which they expire"
+
+
+def _heap(cache: PrefixCache) -> Iterator[str]:
+    """Rule (6): what may be evicted is in the heap, under a key no larger than its own."""
+    entries = {(key, number) for key, number, _ in cache.tree.heap}
+    for node in cache.tree.nodes():
+        if not node.children and not node.locks:
+            if node.queued is None or (node.queued, node.number) not in entries:
+                yield f"leaf {node.number} is not in the heap"
+            elif node.queued > cache.tree.policy(node.stats):
+                yield f"leaf {node.number} is queued with too large a key"
 
 
 def _pages(cache: PrefixCache) -> Iterator[str]:

@@ -118,7 +118,6 @@ class PrefixCache:
             self.tree.count_hit(lease.node)
         lease.found = True
         node = self.tree.insert(lease.namespace, key, lease.table, lease.priority)
-        self.tree.lock(node)
         self.detach(lease)
         lease.node = node
         pages = self.tree.path_pages(node, len(key))

@@ -18,8 +18,9 @@ Rules, kept by `_split` and `insert`, used by `path_pages`, checked by `invarian
  (3) a page is written by one request only, the one that took it; published slots never change;
  (4) a node's lock count is at least that of each of its children; only unlocked leaves are evicted;
  (5) the pages of a locked node are pinned, so unlocked pages are what eviction can free;
- (6) an evictable leaf is in the heap with a key that is at most its key of now, so the top of the
-     heap, once its key is found to be right, is the smallest of all.
+ (6) an evictable leaf is in the heap with a key that is at most its key of now. So the top of the
+     heap, once its key is found to be right, is the smallest of all. Keys change with use, which
+     ends in `unlock`, and with splits: both offer the node again.
 """
 
 import heapq
@@ -60,13 +61,13 @@ class RadixTree:
     def __init__(self, pages: PageAllocator, page_size: int, policy: EvictionKey = lru) -> None:
         self.pages = pages
         self.page_size = page_size
+        self.policy = policy
         self.roots: dict[str, Node] = {}
         self.n_tokens = 0  # held by all nodes together
         self.evicted_tokens = 0  # since the start
         self.evicted = history.EvictedPrefixes()
+        self.heap: list[tuple[Key, int, Node]] = []  # (key, number, node), keys may be outdated
         self.version = 0  # changes whenever a match may come out differently
-        self._policy = policy
-        self._heap: list[tuple[Key, int, Node]] = []  # (key, number, node), keys may be outdated
         self._nodes_made = 0
         self._tick = 0
         self._floor = 0  # the largest rank ever evicted
@@ -89,10 +90,10 @@ class RadixTree:
             child = node.children.get(key[n])
             if child is None:
                 break
-            n += common_prefix(child.tokens, 0, key, n, limit - n)
-            node = child
-            if n < child.end:
-                break
+            node, start = child, n
+            n += len(child.tokens)
+            if n > limit or key[start:n] != child.tokens:  # most nodes match whole: one compare
+                return node, start + common_prefix(child.tokens, 0, key, start, limit - start)
         return node, n
 
     def path_pages(self, node: Node, n: int) -> list[int]:
@@ -150,7 +151,7 @@ class RadixTree:
     def insert(
         self, namespace: str, key: "array[int]", table: list[int], priority: int = 0
     ) -> Node:
-        """Publish the computed sequence `key` whose pages are `table`. Returns the node at its end.
+        """Publish the computed sequence `key` whose pages are `table`. Returns its end, locked.
 
         Where the tree already has the tokens, its own pages stay and `table` is not listed.
         """
@@ -162,7 +163,7 @@ class RadixTree:
                 self.pages.hold(page)
             node = self._grow(node, key[n:], pages, priority)
         self.touch(node, priority)
-        self._offer(node)
+        self.lock(node)
         return node
 
     def _grow(self, parent: Node, tokens: "array[int]", pages: list[int], priority: int) -> Node:
@@ -238,12 +239,12 @@ class RadixTree:
 
     def evict(self, n_pages: int) -> None:
         """Evict unlocked leaves, smallest key first, until n_pages are free or none is left."""
-        while self.pages.n_free < n_pages and self._heap:
-            key, _, node = heapq.heappop(self._heap)
+        while self.pages.n_free < n_pages and self.heap:
+            key, _, node = heapq.heappop(self.heap)
             if key != node.queued:
                 continue  # offered again since, with a smaller key
             node.queued = None
-            if key != self._policy(node.stats):
+            if key != self.policy(node.stats):
                 self._offer(node)  # it was used since: back with today's key
             elif not node.children and not node.locks:
                 self._floor = max(self._floor, key[0])
@@ -261,10 +262,10 @@ class RadixTree:
         """
         if node.parent is None or node.children or node.locks:
             return
-        key = self._policy(node.stats)
+        key = self.policy(node.stats)
         if node.queued is None or key < node.queued:
             node.queued = key
-            heapq.heappush(self._heap, (key, node.number, node))
+            heapq.heappush(self.heap, (key, node.number, node))
 
     def _remove(self, node: Node) -> None:
         parent = node.parent
