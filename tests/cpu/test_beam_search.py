@@ -33,12 +33,12 @@ PENALTIES = [1.0, 1.0, 0.0, 2.0, -1.0, 1.0, 0.5, 1.0, 1.0, 2.0]
 def tiny():
     torch.manual_seed(0)
     config = LlamaConfig(
-        vocab_size=24,
+        vocab_size=12,
         hidden_size=32,
         intermediate_size=32,
         num_hidden_layers=1,
         num_attention_heads=2,
-        initializer_range=0.5,
+        initializer_range=0.3,
         pad_token_id=None,
         bos_token_id=None,
         eos_token_id=None,
@@ -89,9 +89,9 @@ def ended(ids, eos_token_ids):
 
 @pytest.mark.parametrize("stopping", [False, True, "never"])
 @pytest.mark.parametrize("penalty", [-1.0, 0.0, 1.0, 2.0])
-@pytest.mark.parametrize("ends", [(3,), (3, 7, 11)])
+@pytest.mark.parametrize("ends", [(3,), (3, 7)])
 def test_the_rules_are_those_of_transformers(tiny, stopping, penalty, ends):
-    for width, first in itertools.product((2, 5), range(0, 24, 6)):
+    for width, first in itertools.product((2, 3), range(0, 12, 2)):
         options = BeamOptions(width, 10, ends, penalty, stopping)
         found, expected = ours(tiny, [first, 1], options), theirs(tiny, [first, 1], options)
         assert [ids for ids, _ in found] == [ids for ids, _ in expected]

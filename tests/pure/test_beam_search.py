@@ -121,6 +121,13 @@ def test_a_better_runner_goes_on_unless_told_to_stop():
         assert bool(extend(beams, [[(-0.1, 2)]], options).running) == goes_on
 
 
+def test_never_looks_at_the_length_that_scores_best():
+    """With a penalty on length that is now, not the last place."""
+    beams = Beams((Hypothesis((1,), -1.0),), (Hypothesis((EOS,), -1.0), Hypothesis((EOS,), -6.0)))
+    options = BeamOptions(2, 9, (EOS,), -1.0, "never")
+    assert extend(beams, [[(-0.1, 2)]], options).running, "-2.2 now, -9.9 at the last place"
+
+
 # --- what is refused ---
 
 
