@@ -17,7 +17,7 @@ from ramify.srt.scheduling.plan import ChunkResult, StepResult
 from ramify.srt.scheduling.queue_policy import POLICIES
 from ramify.srt.scheduling.request import Request
 from ramify.srt.scheduling.scheduler import Scheduler
-from ramify.srt.scheduling.waiting import WaitingQueue
+from ramify.srt.scheduling.waiting import LOOKS, WaitingQueue
 
 PAGE = 4
 EVERY_POLICY = pytest.mark.parametrize("policy", POLICIES)
@@ -186,9 +186,42 @@ def test_a_long_queue_behind_one_trunk_is_parked_and_comes_back(policy):
     assert computed == len(trunk) + 200
 
 
+class CountingCache(PrefixCache):
+    """Counts how often the tree is searched for a waiting request."""
+
+    searches = 0
+
+    def hit_length(self, namespace, key, limit):
+        self.searches += 1
+        return super().hit_length(namespace, key, limit)
+
+
+@EVERY_POLICY
+def test_the_work_of_a_step_does_not_grow_with_the_queue(policy):
+    """All wait for one trunk; each step may look at some and let some back, not at all of them."""
+    limits = SchedulerLimits(2048, (0,), 32, 8, 2000, 64, schedule_policy=policy)
+    s = Scheduler(limits, CountingCache(512, PAGE))
+    for i in range(1000):
+        s.submit(submit(f"r{i}", [*([5] * 200), 9 + i]), 0.0)
+    for _ in range(30):
+        s.cache.searches = 0
+        plan, _ = step(s)
+        assert s.cache.searches <= (3 + len(plan.enters)) * LOOKS
+
+
 # --- what sets them apart ------------------------------------------------------------------------
 
 TRUNK_A, TRUNK_B = [5] * 32, [6] * 32
+
+
+def test_lpm_notices_a_prefix_that_was_computed_while_the_request_waited():
+    s = scheduler("lpm")
+    s.submit(submit("first", TRUNK_A, max_new=3), 0.0)
+    step(s)
+    s.submit(submit("cold", [1, 2, 3]), 0.0)
+    s.submit(submit("warm", [*TRUNK_A, 9]), 0.0)  # half of both prompts is computed by now
+    s.submit(submit("warmer", [*TRUNK_A, 1, 1, 9]), 0.0)  # in the end, two tokens more of this one
+    assert order_of_ends(s) == ["first", "warmer", "warm", "cold"]
 
 
 def test_fcfs_serves_in_order_of_arrival():
@@ -322,6 +355,12 @@ def test_what_is_past_its_deadline_ends_whether_it_waits_or_runs():
     assert s.stats().cached_tokens_held == 8  # what it computed stays
     assert order_of_ends(s) == ["patient"]
     assert s.expire(99.0) == []
+
+
+@pytest.mark.parametrize("timeout_s", [0.0, -1.0, float("nan")])
+def test_a_deadline_in_the_past_is_refused(timeout_s):
+    rejected = scheduler("fcfs").submit(submit("a", [1], timeout_s=timeout_s), 0.0)
+    assert (rejected.kind, rejected.param) == ("InvalidRequest", "timeout_s")
 
 
 def test_prompt_tokens_that_wait_are_limited():

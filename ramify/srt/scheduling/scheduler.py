@@ -58,6 +58,9 @@ class Scheduler:
         if max_new is None or not tokens or len(tokens) + max_new > most:
             text = f"prompt and max_new_tokens must be 1 to {most} tokens together"
             return answers.refused(message, "InvalidRequest", text, "max_new_tokens")
+        if message.timeout_s is not None and not message.timeout_s > 0:
+            text = f"timeout_s must be more than 0, got {message.timeout_s}"
+            return answers.refused(message, "InvalidRequest", text, "timeout_s")
         self._arrivals += 1
         request = Request(message, self._arrivals, tokens, len(tokens), max_new, now)
         self.waiting.add(request)

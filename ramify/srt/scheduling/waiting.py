@@ -125,7 +125,8 @@ class WaitingQueue:
         request.blocker = None
 
     def _line_up(self, request: Request) -> None:
-        self.refresh(request)
+        if self._by_hit:
+            self.refresh(request)
         self.order.add(request)
 
     def _forget(self, request: Request) -> None:
