@@ -77,7 +77,7 @@ def _pins(cache: PrefixCache) -> Iterator[str]:
         yield f"{len(cache.pins.pages())} pages are pinned of at most {cache.pins.max_pages}"
     times = [pin.expires for pin in cache.pins]
     if times != sorted(times):
-        yield "pins are not in the order in which they expire"
+        yield "pins are not in the order they expire in"
 
 
 def _heap(cache: PrefixCache) -> Iterator[str]:

@@ -1,5 +1,7 @@
 """The prefix cache against a dictionary model, over two tokens so that everything collides.
 
+Once under each eviction policy.
+
 A fake pool remembers which token each slot was computed for, so a wrong page table, a missing
 copy-on-write or a page given to two writers shows as a wrong token, not as a plausible number.
 """
@@ -7,15 +9,26 @@ copy-on-write or a page given to two writers shows as a wrong token, not as a pl
 from dataclasses import dataclass
 
 import hypothesis.strategies as st
+import pytest
 from hypothesis import settings
-from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, invariant, rule
+from hypothesis.stateful import (
+    Bundle,
+    RuleBasedStateMachine,
+    consumes,
+    invariant,
+    rule,
+    run_state_machine_as_test,
+)
 
 from ramify.radix_cache import invariants
+from ramify.radix_cache.eviction import POLICIES
 from ramify.radix_cache.key import as_tokens
 from ramify.radix_cache.prefix_cache import Lease, PrefixCache
 
 PAGE = 4
 N_PAGES = 24
+
+namespaces = st.sampled_from(["", "b"])
 
 
 @dataclass(eq=False)
@@ -29,27 +42,31 @@ class Job:
 
 
 class PrefixCacheModel(RuleBasedStateMachine):
-    """Random acquire, compute, commit, detach, release, flush."""
+    """Random acquire, compute, commit, detach, release, flush, pin, unpin, and time."""
 
+    policy = "lru"
     jobs = Bundle("jobs")
 
     def __init__(self):
         super().__init__()
-        self.cache = PrefixCache(N_PAGES, PAGE)
+        self.cache = PrefixCache(N_PAGES, PAGE, policy=POLICIES[self.policy], pin_share=0.4)
+        self.now = 0.0
+        self.pins = {}  # (namespace, tokens): [length, expires], in order of the last pinning
         self.slots = [[None] * PAGE for _ in range(N_PAGES)]
         self.published = set()  # (namespace, prefix): every prefix ever committed since the flush
         self.live = []
 
     @rule(
         target=jobs,
-        namespace=st.sampled_from(["", "b"]),
+        namespace=namespaces,
         tokens=st.lists(st.integers(0, 1), min_size=1, max_size=18),
+        priority=st.integers(-1, 1),
     )
-    def acquire(self, namespace, tokens):
+    def acquire(self, namespace, tokens, priority):
         key = as_tokens(tokens)
         hit = self.cache.hit_length(namespace, key, len(tokens) - 1)
         assert hit == 0 or (namespace, tuple(tokens[:hit])) in self.published
-        lease = self.cache.acquire(namespace, key, len(tokens) - 1)
+        lease = self.cache.acquire(namespace, key, len(tokens) - 1, priority)
         assert lease.n_cached in (hit, hit - hit % PAGE)  # no page free for the copy: full pages
         if lease.copy is not None:
             n = lease.copy.n_slots
@@ -57,6 +74,8 @@ class PrefixCacheModel(RuleBasedStateMachine):
         job = Job(namespace, tokens, lease, lease.n_cached)
         self.live.append(job)
         self.must_hold(job)
+        self.miss_is_explained(job, hit)
+        self.pins_may_have_yielded()
         return job
 
     @rule(job=jobs, more=st.lists(st.integers(0, 1), max_size=3), n=st.integers(1, 6))
@@ -65,7 +84,13 @@ class PrefixCacheModel(RuleBasedStateMachine):
             return
         job.tokens += more
         end = min(job.computed + n, len(job.tokens))
-        if self.cache.ensure(job.lease, end):
+        got = self.cache.ensure(job.lease, end)
+        if not got and self.live == [job]:  # alone, a request gets on whatever is pinned
+            self.cache.detach(job.lease)
+            got = self.cache.ensure(job.lease, end)
+            assert got or end > N_PAGES * PAGE
+        self.pins_may_have_yielded()
+        if got:
             for i in range(job.computed, end):
                 self.slots[job.lease.table[i // PAGE]][i % PAGE] = job.tokens[i]
             job.computed = end
@@ -91,10 +116,45 @@ class PrefixCacheModel(RuleBasedStateMachine):
             self.live.remove(job)
             self.cache.release(job.lease)
 
+    @rule(
+        namespace=namespaces,
+        tokens=st.lists(st.integers(0, 1), max_size=18),
+        ttl=st.integers(1, 9),
+    )
+    def pin(self, namespace, tokens, ttl):
+        key = as_tokens(tokens)
+        computed = self.cache.hit_length(namespace, key, len(key))
+        n, error = self.cache.pin(namespace, key, self.now, ttl)
+        assert (n, error is None) in ((computed, True), (0, False))
+        if error is None:
+            _, expires = self.pins.pop((namespace, tuple(tokens)), (0, 0.0))
+            self.pins[namespace, tuple(tokens)] = (n, max(expires, self.now + ttl))
+
+    @rule(namespace=namespaces, tokens=st.lists(st.integers(0, 1), max_size=18))
+    def unpin(self, namespace, tokens):
+        n, _ = self.pins.pop((namespace, tuple(tokens)), (0, 0.0))
+        assert self.cache.unpin(namespace, as_tokens(tokens)) == n
+
+    @rule(data=st.data())
+    def unpin_one(self, data):
+        if self.pins:
+            namespace, tokens = data.draw(st.sampled_from(list(self.pins)))
+            assert (
+                self.cache.unpin(namespace, as_tokens(tokens))
+                == self.pins.pop((namespace, tokens))[0]
+            )
+
+    @rule(seconds=st.integers(1, 5))
+    def wait(self, seconds):
+        self.now += seconds
+        self.cache.expire_pins(self.now)
+        self.pins = {key: pin for key, pin in self.pins.items() if pin[1] > self.now}
+
     @rule()
     def flush(self):
         assert self.cache.flush() == (not self.live)
         if not self.live:
+            self.pins.clear()
             self.published.clear()
             assert self.cache.pages.n_free == N_PAGES
             assert self.cache.tree.n_tokens == 0
@@ -118,8 +178,32 @@ class PrefixCacheModel(RuleBasedStateMachine):
                 stack += [(child, sequence) for child in node.children.values()]
 
     @invariant()
+    def every_pin_holds_its_prefix(self):
+        assert len(self.cache.pins) == len(self.pins)
+        for (namespace, tokens), (n, _) in self.pins.items():
+            assert self.cache.hit_length(namespace, as_tokens(tokens), n) == n
+
+    @invariant()
     def accounts_balance(self):
         assert invariants.check(self.cache) == []
+
+    def pins_may_have_yielded(self):
+        """To a lone request, the next to expire first; of equals the one pinned first."""
+        while len(self.pins) > len(self.cache.pins):
+            assert len(self.live) == 1
+            del self.pins[min(self.pins, key=lambda key: self.pins[key][1])]
+
+    def miss_is_explained(self, job, hit):
+        limit = len(job.tokens) - 1
+        key = as_tokens(job.tokens)
+        reason = self.cache.miss_reason(job.namespace, key, job.lease.n_cached, limit)
+        assert (reason is None) == (hit == limit)
+        first_lost = tuple(job.tokens[: hit + 1])
+        if reason == "evicted":
+            assert (job.namespace, first_lost) in self.published
+        elif reason == "namespace":
+            other = {"": "b", "b": ""}[job.namespace]
+            assert (other, first_lost) in self.published
 
     def must_hold(self, job):
         table = job.lease.table
@@ -127,5 +211,7 @@ class PrefixCacheModel(RuleBasedStateMachine):
         assert read == job.tokens[: job.computed]
 
 
-TestPrefixCacheModel = PrefixCacheModel.TestCase
-TestPrefixCacheModel.settings = settings(max_examples=150, stateful_step_count=50)
+@pytest.mark.parametrize("policy", POLICIES)
+def test_the_cache_agrees_with_the_model(policy):
+    machine = type(f"Under_{policy}", (PrefixCacheModel,), {"policy": policy})
+    run_state_machine_as_test(machine, settings=settings(max_examples=50, stateful_step_count=50))
