@@ -56,8 +56,19 @@ class NativeAnswer:
 
     def _reply(self, place: int) -> dict[str, Any]:
         reply = self.replies[place].reply()
-        reply["meta_info"]["id"] = self.ids[place]
+        meta = reply["meta_info"]
+        meta["id"] = self.ids[place]
+        meta["cache_miss_reason"] = told_reason(meta["cache_miss_reason"])
         return reply
+
+
+def told_reason(reason: str | None) -> str | None:
+    """Why something was not cached, as a client may know it.
+
+    That another namespace has it would tell a client what those have sent from whom namespaces
+    keep it apart. Operators find that reason among the metrics.
+    """
+    return "never seen" if reason == "namespace" else reason
 
 
 # --- OpenAI -------------------------------------------------------------------------------------

@@ -19,6 +19,7 @@ from ramify.srt.replies import ReplyAssembler
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 REASONS = ("stop", "length", "abort", "timeout")
+MISSES = ("never seen", "evicted", "namespace")  # those of PrefixCache.miss_reason
 KINDS = ("invalid_request", "queue_full", "unavailable", "internal")
 CLIENT_ENDED = 499  # status of an error that the client caused by leaving: nobody was refused
 WHOLE_S = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0)
@@ -61,6 +62,7 @@ class Metrics:
     token_s: Histogram = field(default_factory=lambda: Histogram(TOKEN_S))
     ended: dict[str, int] = field(default_factory=lambda: dict.fromkeys(REASONS, 0))
     errors: dict[str, int] = field(default_factory=lambda: dict.fromkeys(KINDS, 0))
+    misses: dict[str, int] = field(default_factory=lambda: dict.fromkeys(MISSES, 0))
 
     @contextmanager
     def watch(self, reply: ReplyAssembler) -> Iterator["Watch"]:
@@ -109,6 +111,8 @@ class Watch:
         if reply.finished is not None:
             metrics.e2e_s.observe(now_s)
             metrics.queue_s.observe(reply.finished.queue_s)
+            if reply.finished.miss_reason in MISSES:
+                metrics.misses[reply.finished.miss_reason] += 1
 
 
 # --- telling ------------------------------------------------------------------------------------
@@ -140,6 +144,12 @@ def families(metrics: Metrics, stats: EngineStats | None) -> list[Family]:
             "counter",
             "Requests answered with an error, by kind.",
             _labelled("kind", metrics.errors),
+        ),
+        Family(
+            "cache_misses_total",
+            "counter",
+            "Sequences with prompt tokens that were not cached, by reason.",
+            _labelled("reason", metrics.misses),
         ),
         _histogram("time_to_first_token_seconds", "Arrival to first token.", metrics.ttft_s),
         _histogram("inter_token_latency_seconds", "From a token to the next.", metrics.token_s),

@@ -180,7 +180,7 @@ class ReplyAssembler:
             return {"type": "stop", "matched": self.finished.matched}
         if self.finished.reason == FinishReason.LENGTH:
             return {"type": "length", "length": len(self._output_ids)}
-        if self.finished.reason == "timeout":
+        if self.finished.reason == FinishReason.TIMEOUT:
             return dict(TIMEOUT)
         return {"type": "abort", "message": "the request was aborted"}
 

@@ -39,6 +39,7 @@ def test_a_reply_is_counted_and_measured(server):
 
     assert moved(server, act) == {
         "requests_total/length": 2,
+        "cache_misses_total/never seen": 2,
         "time_to_first_token_seconds_count": 2,
         "inter_token_latency_seconds_count": 4,
         "e2e_request_latency_seconds_count": 2,

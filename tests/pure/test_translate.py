@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ramify.frontend_api import translate
-from ramify.frontend_api.answers import ChatAnswer, CompletionAnswer, Envelope, usage
+from ramify.frontend_api.answers import ChatAnswer, CompletionAnswer, Envelope, NativeAnswer, usage
 from ramify.frontend_api.body import parse, strict_json
 from ramify.frontend_api.errors import error_body, error_response, on_unexpected
 from ramify.frontend_api.schema import ChatBody, CompletionBody, GenerateBody, StreamOptions
@@ -197,6 +197,20 @@ def test_usage_counts_a_prompt_once_and_only_sure_cache_hits():
         "total_tokens": 14,
         "prompt_tokens_details": {"cached_tokens": 2},
     }
+
+
+@pytest.mark.parametrize(
+    ("reason", "told"),
+    [("namespace", "never seen"), ("never seen", "never seen"), ("evicted", "evicted")],
+)
+def test_a_client_is_not_told_what_other_namespaces_hold(reason, told):
+    """It could find out, prompt by prompt, what others have sent."""
+    assembler = reply()
+    assembler.push(Finished("id", "length", None, 3, 1, 2, 0, 0.0, 0.0, reason), 0.2)
+    for answer in (NativeAnswer([assembler], ["i"], many) for many in (False, True)):
+        (chunk,) = answer.moved(0)
+        assert chunk["meta_info"]["cache_miss_reason"] == told
+        assert reason == told or reason not in json.dumps(answer.whole())
 
 
 def test_a_completion_stream_tells_every_logprob_once():

@@ -20,8 +20,8 @@ def assembler() -> ReplyAssembler:
     return ReplyAssembler(Submit("r", pack_ids([1]), SamplingParams()), None, INFO, now=10.0)
 
 
-def finished(reason="length", queue_s=0.25) -> Finished:
-    return Finished("r", reason, None, 1, 0, 3, 0, queue_s, 0.0)
+def finished(reason="length", miss_reason=None) -> Finished:
+    return Finished("r", reason, None, 1, 0, 3, 0, 0.25, 0.0, miss_reason)
 
 
 def values(histogram: Histogram) -> dict[str, float]:
@@ -64,6 +64,19 @@ def test_a_sequence_whose_client_leaves_is_an_abort(left):
     with pytest.raises(left), metrics.watch(assembler()):
         raise left
     assert ended(metrics) == {"abort": 1}
+
+
+@pytest.mark.parametrize(
+    ("reason", "counted"),
+    [("namespace", {"namespace": 1}), ("evicted", {"evicted": 1}), (None, {}), ("new", {})],
+)
+def test_misses_are_counted_by_reason(reason, counted):
+    """Operators see also the reason that clients are not told."""
+    metrics, made = Metrics(), assembler()
+    with metrics.watch(made) as watch:
+        made.push(finished(miss_reason=reason), 11.0)
+        watch.moved()
+    assert {name: count for name, count in metrics.misses.items() if count} == counted
 
 
 def test_a_sequence_that_is_refused_has_not_ended():
