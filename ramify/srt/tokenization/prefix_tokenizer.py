@@ -71,8 +71,8 @@ class PrefixTokenizer:
         backend: tokenizers.Tokenizer, max_bytes: int, part_chars: int = PART_CHARS
     ) -> "PrefixTokenizer | None":
         """One for this tokenizer, or None when it is not known to allow cuts."""
-        ends = _ends(backend)
-        if ends is None or not allows_cuts(backend):
+        ends = _ends(backend) if allows_cuts(backend) else None
+        if ends is None:
             return None
 
         def tokenise(text: str) -> list[int]:
