@@ -19,7 +19,10 @@ PROGRAMS_REMEMBERED = 4096
 
 
 class Service:
-    """Tokens computed and generated for each program; those not served for long are forgotten."""
+    """Tokens computed and generated for each program.
+
+    So that clients cannot fill the memory with names, those not served for longest are forgotten.
+    """
 
     def __init__(self) -> None:
         self._tokens: OrderedDict[Hashable, int] = OrderedDict()

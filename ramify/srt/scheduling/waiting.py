@@ -12,6 +12,7 @@ prefixes are looked up again for whoever comes to the front, and for the others 
 
 from collections import OrderedDict
 from collections.abc import ValuesView
+from itertools import islice
 
 from ramify.radix_cache.prefix_cache import PrefixCache
 from ramify.srt.scheduling.aging import Aging
@@ -36,6 +37,7 @@ class WaitingQueue:
         self._cache = cache
         self._parked: dict[int, tuple[Request, Waiters]] = {}  # by the prefill's number
         self._returning: dict[int, Request] = {}
+        # if the order depends on hits: the one looked up longest ago first
         self._by_age_of_hit: OrderedDict[int, Request] = OrderedDict()
 
     def __len__(self) -> int:
@@ -67,7 +69,7 @@ class WaitingQueue:
 
     def admit(self, request: Request) -> None:
         """It starts; whoever came before it and waits on has been overtaken once more."""
-        if request.blocker is None and request.number not in self._returning:
+        if request.number in self.order:
             self.order.went(request)
         self.aging.admit(request)
         self._forget(request)
@@ -76,12 +78,10 @@ class WaitingQueue:
         """Let those back in line whose trunk is there by now, and look some hits up again."""
         for blocker, waiters in list(self._parked.values()):
             self._release(blocker, waiters)
-        for request in list(self._returning.values())[:LOOKS]:
+        for request in list(islice(self._returning.values(), LOOKS)):
             del self._returning[request.number]
             self._line_up(request)
-        for request in [
-            r for r, _ in zip(self._by_age_of_hit.values(), range(LOOKS), strict=False)
-        ]:
+        for request in list(islice(self._by_age_of_hit.values(), LOOKS)):
             if not self.refresh(request):
                 break
 
