@@ -1,9 +1,12 @@
 """The engine's core around the scheduler: deadlines and pins as time passes, and what users see."""
 
+import json
 from concurrent.futures import Future
 
+from ramify.radix_cache import eviction
 from ramify.radix_cache.prefix_cache import PrefixCache
 from ramify.srt.clock import VirtualClock
+from ramify.srt.config import EngineConfig
 from ramify.srt.messages import (
     Finished,
     ModelInfo,
@@ -18,7 +21,9 @@ from ramify.srt.messages import (
 from ramify.srt.sampling_params import SamplingParams
 from ramify.srt.scheduling.limits import SchedulerLimits
 from ramify.srt.scheduling.plan import ChunkResult, StepResult
+from ramify.srt.scheduling.queue_policy import POLICIES
 from ramify.srt.scheduling.scheduler import Scheduler
+from ramify.srt.weights.source import prepare
 from ramify.srt.workers.engine_core import EngineCore
 
 INFO = ModelInfo(100, 256, (0,), "float32", "cpu", "fake", 0, 256, 0.0)
@@ -98,3 +103,36 @@ def test_the_tree_is_shown_in_a_message_that_can_be_sent():
     root = next(n for n in engine.show_tree(ShowTree(8, 10)).nodes if n.parent == 0)
     assert (root.token_ids, root.start, root.n_tokens) == ([1, 2, 3], 0, 3)
     assert encode(shown)
+
+
+TINY = {
+    "architectures": ["LlamaForCausalLM"],
+    "model_type": "llama",
+    "hidden_size": 16,
+    "intermediate_size": 32,
+    "num_attention_heads": 2,
+    "num_hidden_layers": 1,
+    "vocab_size": 50,
+    "max_position_embeddings": 64,
+    "eos_token_id": 0,
+}
+
+
+def test_the_options_reach_scheduler_and_cache(tmp_path):
+    file = tmp_path / "config.json"
+    file.write_text(json.dumps(TINY))
+    config = EngineConfig(
+        dtype="float32",
+        attention_backend="reference",
+        max_total_tokens=320,
+        schedule_policy="program",
+        eviction_policy="cost",
+        pin_share=0.5,
+        max_queued_tokens=7,
+        starvation_bound=5,
+    )
+    scheduler = EngineCore.load(config, prepare(f"dummy:{file}")).scheduler
+    assert scheduler.policy is POLICIES["program"]
+    assert (scheduler.limits.max_queued_tokens, scheduler.limits.starvation_bound) == (7, 5)
+    assert scheduler.cache.tree.policy is eviction.cost
+    assert scheduler.cache.pins.max_pages == scheduler.cache.pages.n_pages // 2 == 10
