@@ -15,7 +15,7 @@ from ramify.srt.sampling_params import SamplingParams
 from ramify.srt.scheduling.limits import SchedulerLimits
 from ramify.srt.scheduling.plan import ChunkResult, StepResult
 from ramify.srt.scheduling.queue_policy import POLICIES
-from ramify.srt.scheduling.request import Request
+from ramify.srt.scheduling.request import Event, Request
 from ramify.srt.scheduling.scheduler import Scheduler
 from ramify.srt.scheduling.waiting import LOOKS, WaitingQueue
 
@@ -119,8 +119,8 @@ class World:
 
     def check(self):
         assert max(self.overtaken.values(), default=0) <= self.bound
-        assert len(self.queue) == len(self.waiting)
-        assert self.queue.n_tokens == sum(r.prompt_length for r in self.waiting.values())
+        assert sorted(r.number for r in self.queue.values()) == sorted(self.waiting)
+        assert self.queue.violations() == []
         for request in self.waiting.values():
             assert self.queue.aging.overtaken(request) == self.overtaken[request.number]
 
@@ -207,6 +207,36 @@ def test_the_work_of_a_step_does_not_grow_with_the_queue(policy):
         s.cache.searches = 0
         plan, _ = step(s)
         assert s.cache.searches <= 3 * LOOKS + 4 * len(plan.enters)
+
+
+@EVERY_POLICY
+def test_who_waits_for_a_trunk_may_leave_or_start_at_any_time(policy):
+    """Parked, on the way back, or in line: each may be admitted or end from there."""
+    queue = WaitingQueue(POLICIES[policy], 1000, PrefixCache(8, PAGE))
+    rng = random.Random(1)
+    requests = [queue_request(rng, number) for number in range(1, 2 * LOOKS + 11)]
+    prefill = requests.pop(0)
+    prefill.on(Event.ADMIT)
+    for request in requests:
+        queue.add(request)
+        queue.park(request, prefill, shared=PAGE + request.number % 3)
+    queue.remove(requests.pop())  # parked
+    queue.admit(requests.pop())
+    assert queue.order.first() is None
+    prefill.computed = PAGE
+    queue.begin_step()
+    in_line = [r for r in requests if r.number in queue.order]
+    assert {r.shared for r in in_line} == {PAGE}
+    prefill.on(Event.RETRACT)
+    queue.begin_step()
+    back = [r for r in requests if r.number not in queue.order]
+    assert 0 < len(back) < len(requests) - len(in_line)
+    assert not any(r.blocker for r in requests)
+    queue.remove(back[0])
+    queue.admit(back[1])
+    assert queue.violations() == []
+    queue.begin_step()
+    assert len(queue.order.numbers()) == len(queue) == len(requests) - 2
 
 
 # --- what sets them apart ------------------------------------------------------------------------

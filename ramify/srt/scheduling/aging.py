@@ -31,6 +31,10 @@ class Aging:
         group = self._resuming if request.ran else self._fresh
         group[request.number] = request
 
+    def numbers(self) -> list[int]:
+        """Those who wait, in no particular order."""
+        return [*self._fresh, *self._resuming]
+
     def remove(self, request: Request) -> None:
         """It waits no longer, for whatever reason."""
         if request.ran:

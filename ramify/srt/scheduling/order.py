@@ -66,6 +66,10 @@ class Order:
         self._root = Branch(0, "", None, self._key)
         self._branch_of: dict[int, Branch] = {}  # by the request's number
 
+    def numbers(self) -> list[int]:
+        """Those in line, in no particular order."""
+        return list(self._branch_of)
+
     def __contains__(self, number: int) -> bool:
         return number in self._branch_of
 

@@ -288,7 +288,7 @@ class Scheduler:
 
     def violations(self) -> list[str]:
         """Broken invariants of the cache and of the requests' hold on it, in words."""
-        found = invariants.check(self.cache)
+        found = [*invariants.check(self.cache), *self.waiting.violations()]
         if [id(r.lease) for r in self.running.values()] != list(self.cache.leases):
             found.append(f"{len(self.cache.leases)} leases for {len(self.running)} requests")
         found += [f"{r.id} waits and holds pages" for r in self.waiting.values() if r.lease]

@@ -108,11 +108,27 @@ class WaitingQueue:
             self._parked[blocker.number] = blocker, LazyHeap(lambda r: r.shared)
         self._parked[blocker.number][1].put(request.number, request)
 
+    def violations(self) -> list[str]:
+        """Broken rules of the drawing above, in words."""
+        boxes = [request.number for request in self._returning.values()]
+        boxes += [number for _, waiters in self._parked.values() for number in waiters.items]
+        boxes += self.order.numbers()
+        everyone = sorted(request.number for request in self.values())
+        found = []
+        if sorted(boxes) != everyone:
+            found.append(f"{len(everyone)} requests wait, in line or out of it are {len(boxes)}")
+        if sorted(self.aging.numbers()) != everyone:
+            found.append(f"{len(everyone)} requests wait, but others are aging")
+        if self.n_tokens != sum(request.prompt_length for request in self.values()):
+            found.append(f"the prompts that wait are not of {self.n_tokens} tokens")
+        found += [f"nobody waits for {r.id}" for r, heap in self._parked.values() if not heap.items]
+        return found
+
     def _release(self, blocker: Request, waiters: Waiters) -> None:
-        """What is missing of a trunk may be less than a page: see `admission.blocker_of`."""
-        computed = blocker.computed + self._cache.page_size - 1
         gone = blocker.state is not State.PREFILL
-        while (request := waiters.first()) is not None and (gone or request.shared <= computed):
+        while (request := waiters.first()) is not None:
+            if not gone and request.shared > blocker.computed:
+                return
             self._unpark(request)
             self._returning[request.number] = request
 
