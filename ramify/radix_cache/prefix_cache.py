@@ -26,7 +26,7 @@ from ramify.radix_cache.plans import PageCopy
 from ramify.radix_cache.tree import Node, RadixTree
 from ramify.radix_cache.view import NodeView, snapshot
 
-NAMESPACES_TRIED = 4  # other namespaces in which a missed prefix is looked for
+NAMESPACES_TRIED = 5  # the oldest, in which a missed prefix is looked for
 
 
 @dataclass(eq=False, slots=True)
@@ -191,10 +191,9 @@ class PrefixCache:
         n = self.tree.match(namespace, key, limit)[1]
         if n >= limit:
             return None  # there, but no page was free to copy the partial last page to
-        if self.tree.evicted.had(namespace, key[:limit], n):
+        if self.tree.evicted.had(namespace, key, n):
             return "evicted"
-        others = (other for other in self.tree.roots if other != namespace)
-        for other in islice(others, NAMESPACES_TRIED):
+        for other in islice(self.tree.roots, NAMESPACES_TRIED):
             if self.tree.match(other, key, n + 1)[1] > n:
                 return "namespace"
         return "never seen"

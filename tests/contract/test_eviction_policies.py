@@ -185,6 +185,22 @@ def test_the_oracle_can_fail():
         trace.run()
 
 
+@every_policy
+@pytest.mark.parametrize("n", [250, 4000])
+def test_eviction_looks_at_a_few_nodes_however_large_the_tree(policy, n):
+    """Half of the sequences are used again, so half of the heap's entries are out of date."""
+    asked = []
+    cache = PrefixCache(3 * n, PAGE, policy=lambda stats: asked.append(0) or policy(stats))
+    for k in [*range(n), *range(0, n, 2)]:
+        serve(cache, [k % 10, k, k, k, k])
+    nodes = sum(1 for _ in cache.tree.nodes())
+    asked.clear()
+    cache.tree.evict(cache.pages.n_free + n // 2)
+    gone = nodes - sum(1 for _ in cache.tree.nodes())
+    assert gone >= n // 4
+    assert len(asked) <= 6 * gone
+
+
 def test_a_split_that_makes_a_key_smaller_is_noticed():
     """Cut off its cheap end, a node is cheaper than it was offered for, and goes first."""
     cache = PrefixCache(40, PAGE, policy=POLICIES["cost"])

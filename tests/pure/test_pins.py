@@ -147,6 +147,23 @@ def test_pinned_pages_are_bounded_shared_ones_counted_once():
     assert invariants.check(cache) == []
 
 
+def test_the_pages_of_a_path_count_not_only_those_that_a_request_would_read():
+    """The branch reads five pages, but its path lists also the one cut at the branch point."""
+    cache = warm(n_pages=20, pin_share=0.25)
+    branch = [*range(10), *range(90, 100)]
+    assert pin(cache, branch) == (0, "6 pages would be pinned, of which at most 5 may be")
+
+
+def test_a_pin_is_found_by_namespace_and_tokens_not_by_their_bytes_run_together():
+    cache = warm()
+    packed = int.from_bytes(b"abcd", "little")
+    serve(cache, [packed, 1])
+    serve(cache, [1], namespace="abcd")
+    pin(cache, [packed, 1])
+    assert cache.unpin("abcd", as_tokens([1])) == 0
+    assert cache.unpin("", as_tokens([packed, 1])) == 2
+
+
 def test_a_refused_pin_changes_nothing():
     cache = warm(n_pages=24, pin_share=0.1)
     pin(cache, range(8))
