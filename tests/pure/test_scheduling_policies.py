@@ -1,6 +1,8 @@
 """What every queue policy owes its requests, and what sets each apart."""
 
 import random
+import sys
+from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
@@ -10,41 +12,16 @@ from ramify.radix_cache import eviction
 from ramify.radix_cache.key import as_tokens
 from ramify.radix_cache.prefix_cache import PrefixCache
 from ramify.srt import config
-from ramify.srt.messages import Finished, Submit, TokenLogprob, pack_ids
-from ramify.srt.sampling_params import SamplingParams
 from ramify.srt.scheduling.limits import SchedulerLimits
-from ramify.srt.scheduling.plan import ChunkResult, StepResult
 from ramify.srt.scheduling.queue_policy import POLICIES
 from ramify.srt.scheduling.request import Event, Request
 from ramify.srt.scheduling.scheduler import Scheduler
 from ramify.srt.scheduling.waiting import LOOKS, WaitingQueue
 
-PAGE = 4
+sys.path.insert(0, str(Path(__file__).parent))
+from scheduler_steps import PAGE, order_of_ends, scheduler, step, submit
+
 EVERY_POLICY = pytest.mark.parametrize("policy", POLICIES)
-
-
-def scheduler(policy, *, n_pages=64, step_tokens=16, running=1, bound=100, **more):
-    limits = SchedulerLimits(
-        n_pages * PAGE, (0,), step_tokens, running, 1000, bound, schedule_policy=policy, **more
-    )
-    return Scheduler(limits, PrefixCache(n_pages, PAGE))
-
-
-def submit(request_id, ids, max_new=1, **more):
-    return Submit(request_id, pack_ids(list(ids)), SamplingParams(max_new_tokens=max_new), **more)
-
-
-def step(s):
-    plan = s.plan(0.0)
-    new = TokenLogprob(-1.0, 1)
-    return plan, s.apply(plan, StepResult(tuple(ChunkResult(new) for _ in plan.chunks)), 0.0)
-
-
-def order_of_ends(s):
-    ended = []
-    while not s.idle:
-        ended += [m.request_id for m in step(s)[1] if isinstance(m, Finished)]
-    return ended
 
 
 def served(policy, *messages, **options):
@@ -310,107 +287,3 @@ def test_the_nameless_program_waits_its_turn_like_any_other():
     messages = [submit(f"none{i}", [1, i + 1]) for i in range(3)]
     messages.append(submit("named", [2, 1], program_id="p"))
     assert served("program", *messages) == ["none0", "named", "none1", "none2"]
-
-
-# --- priority: making way ------------------------------------------------------------------------
-
-
-def run_until_first_token(s, request_id):
-    while True:
-        for message in step(s)[1]:
-            if message.request_id == request_id:
-                return
-
-
-def test_a_larger_priority_takes_the_place_of_the_latest_of_the_smallest():
-    s = scheduler("priority", running=3)
-    for name, priority in (("low0", 0), ("low1", 0), ("mid", 1)):
-        s.submit(submit(name, [ord(c) for c in name], max_new=20, priority=priority), 0.0)
-    run_until_first_token(s, "mid")
-    s.submit(submit("high", [9, 9], max_new=2, priority=2), 0.0)
-    step(s)
-    assert list(s.running) == ["mid", "low0", "high"]
-    assert order_of_ends(s)[0] == "high"
-    assert s.stats().retractions == 1
-
-
-def test_a_larger_priority_takes_the_pages_of_smaller_ones():
-    s = scheduler("priority", n_pages=12, running=8)
-    s.submit(submit("low", [1] * 30, max_new=16, priority=0), 0.0)
-    run_until_first_token(s, "low")
-    s.submit(submit("high", [2] * 30, max_new=2, priority=1), 0.0)
-    assert order_of_ends(s) == ["high", "low"]
-    assert s.violations() == []
-
-
-def test_an_equal_priority_makes_no_way_and_neither_does_another_policy():
-    for policy, priority in (("priority", 0), ("fcfs", 9)):
-        s = scheduler(policy)
-        s.submit(submit("first", [1], max_new=5), 0.0)
-        step(s)
-        s.submit(submit("second", [2], max_new=5, priority=priority), 0.0)
-        assert order_of_ends(s) == ["first", "second"]
-        assert s.stats().retractions == 0
-
-
-def test_who_was_overtaken_too_often_makes_way_no_more():
-    """Otherwise it would go first again at once, and two requests would take turns for ever."""
-    s = scheduler("priority", bound=2)
-    s.submit(submit("low", [1, 1], max_new=4), 0.0)
-    step(s)
-    ended = []
-    for i in range(6):
-        s.submit(submit(f"high{i}", [2, i + 1], max_new=1, priority=1), 0.0)
-        ended += [m.request_id for m in step(s)[1] if isinstance(m, Finished)]
-    assert ended[:2] == ["high0", "high1"]
-    ended += order_of_ends(s)
-    assert ended.index("low") == 2
-    assert s.stats().retractions <= 2
-
-
-# --- deadlines and limits ------------------------------------------------------------------------
-
-
-def test_what_is_past_its_deadline_ends_whether_it_waits_or_runs():
-    s = scheduler("fcfs")
-    s.submit(submit("runs", range(1, 9), max_new=50, timeout_s=2.0), 10.0)
-    s.submit(submit("waits", [3, 4], timeout_s=1.0), 10.0)
-    s.submit(submit("patient", [5, 6]), 10.0)
-    step(s)
-    assert s.expire(10.9) == []
-    (ended,) = s.expire(11.0)
-    assert (ended.request_id, ended.reason, ended.completion_tokens) == ("waits", "timeout", 0)
-    (ended,) = s.expire(12.5)
-    assert (ended.request_id, ended.reason, ended.completion_tokens) == ("runs", "timeout", 1)
-    assert s.stats().cached_tokens_held == 8  # what it computed stays
-    assert order_of_ends(s) == ["patient"]
-    assert s.expire(99.0) == []
-
-
-@pytest.mark.parametrize("timeout_s", [0.0, -1.0, float("nan")])
-def test_a_deadline_in_the_past_is_refused(timeout_s):
-    rejected = scheduler("fcfs").submit(submit("a", [1], timeout_s=timeout_s), 0.0)
-    assert (rejected.kind, rejected.param) == ("InvalidRequest", "timeout_s")
-
-
-def test_prompt_tokens_that_wait_are_limited():
-    s = scheduler("fcfs", max_queued_tokens=10)
-    assert s.submit(submit("long", range(1, 21)), 0.0) is None  # nothing else waits
-    assert s.submit(submit("a", [1]), 0.0).kind == "QueueFull"
-    step(s)
-    assert s.submit(submit("b", range(1, 8)), 0.0) is None
-    assert s.submit(submit("c", range(1, 5)), 0.0).kind == "QueueFull"
-    assert s.submit(submit("d", range(1, 4)), 0.0) is None
-    s.abort("b", 0.0)
-    assert s.submit(submit("e", range(1, 8)), 0.0) is None
-    assert sorted(order_of_ends(s)) == ["d", "e", "long"]
-
-
-def test_a_finished_request_says_why_its_prompt_was_computed():
-    s = scheduler("fcfs")
-    for name, namespace in (("first", ""), ("again", ""), ("other", "tenant")):
-        s.submit(submit(name, range(1, 20), namespace=namespace), 0.0)
-    ends = {}
-    while not s.idle:
-        ends |= {m.request_id: m.miss_reason for m in step(s)[1] if isinstance(m, Finished)}
-    assert ends == {"first": "never seen", "again": None, "other": "namespace"}
