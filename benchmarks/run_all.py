@@ -15,6 +15,10 @@ RUNS = (
     ("kernels_2_threads", "kernels.py", "2"),
     ("decode_vs_transformers", "decode_vs_transformers.py", "--threads", "2"),
     ("cache_policies", "cache_policies.py"),
+    ("cache_scale", "cache_scale.py"),
+    ("scheduler_scale", "scheduler_scale.py"),
+    ("tokenization", "tokenization.py"),
+    ("inter_token_latency", "inter_token_latency.py"),
     ("cache_overhead", "cache_overhead.py", "--threads", "2"),
     ("shared_prefix_http", "shared_prefix_http.py"),
 )

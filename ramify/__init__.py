@@ -39,12 +39,14 @@ _SRT = {
     "Engine": "ramify.srt.engine",
     "EngineConfig": "ramify.srt.config",
     "SamplingParams": "ramify.srt.sampling_params",
+    "beam_search": "ramify.srt.beam_search",
 }
 _HOME = dict.fromkeys(_LANG, "ramify.lang") | _SRT
 __all__ = sorted([*_HOME, "__version__"])
 
 if TYPE_CHECKING:
     from ramify.lang import *  # noqa: F403
+    from ramify.srt.beam_search import beam_search as beam_search
     from ramify.srt.config import EngineConfig as EngineConfig
     from ramify.srt.engine import Engine as Engine
     from ramify.srt.sampling_params import SamplingParams as SamplingParams

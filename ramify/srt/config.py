@@ -57,6 +57,9 @@ class EngineConfig:
         None, "most prompt tokens waiting; more get 503", "scheduling"
     )
     chunked_prefill_size: int = option(256, "most tokens computed in one step", "scheduling")
+    mixed_prefill_size: int = option(
+        48, "most prompt tokens computed in a step that also decodes", "scheduling"
+    )
     max_running_requests: int = option(64, "most requests computed at once", "scheduling")
     max_queued_requests: int = option(1024, "most requests waiting; more get 503", "scheduling")
     starvation_bound: int = option(
@@ -83,6 +86,7 @@ def check_engine(config: EngineConfig) -> None:
         "page_size": 1,
         "chunked_prefill_size": 1,
         "max_running_requests": 1,
+        "mixed_prefill_size": 1,
         "max_queued_requests": 1,
         "max_queued_tokens": 1,
         "starvation_bound": 1,

@@ -70,9 +70,13 @@ class Flush(Message, frozen=True):
 
 
 class Inspect(Message, frozen=True):
-    """Ask for the engine's state, and for a check of its invariants. Answered by `Inspected`."""
+    """Ask for the engine's counters. Answered by `Inspected`.
+
+    With `check`, its invariants are checked too, which takes time that grows with the cache.
+    """
 
     call_id: int
+    check: bool = True
 
 
 class Pin(Message, frozen=True):

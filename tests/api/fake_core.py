@@ -93,7 +93,7 @@ class FakeCore:
         self.flushes += self.idle
         return self.idle
 
-    def inspect(self) -> tuple[EngineStats, list[str]]:
+    def inspect(self, *, check: bool) -> tuple[EngineStats, list[str]]:
         return EngineStats(len(self.running), *[0] * 5, self.steps, *[0] * 5), []
 
     def pin(self, message: Pin, now: float) -> Pinned:

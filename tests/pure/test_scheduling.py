@@ -158,3 +158,18 @@ def test_a_retracted_request_finds_what_it_had_computed():
         starts += [chunk.start for chunk in plan.chunks if chunk.request_id == "new"]
     assert starts[0] == computed > 20  # generated tokens too
     assert len(starts) == len(set(starts))
+
+
+def test_a_long_prompt_does_not_make_the_steps_of_others_long():
+    """Beside a decoding request a prompt is computed in small pieces; alone, in large ones."""
+    limits = SchedulerLimits(400, (0,), 32, 8, 100, 4, mixed_tokens=8)
+    s = Scheduler(limits, PrefixCache(100, PAGE))
+    s.submit(submit("chat", [1, 2], max_new=3), 0.0)
+    step(s)
+    s.submit(submit("long", range(10, 110), max_new=1), 0.0)
+    sizes = []
+    while not s.idle:
+        plan, _ = step(s)
+        sizes.append([len(c.tokens) for c in plan.chunks])
+    assert sizes[:2] == [[1, 8], [1, 8]]
+    assert sizes[2] == [32]

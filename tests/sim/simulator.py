@@ -20,6 +20,7 @@ from ramify.srt.sampling_params import SamplingParams
 from ramify.srt.scheduling.limits import SchedulerLimits
 from ramify.srt.scheduling.plan import ChunkResult, StepPlan, StepResult
 from ramify.srt.scheduling.queue_policy import POLICIES
+from ramify.srt.scheduling.request import State
 from ramify.srt.scheduling.scheduler import Scheduler
 
 EOS = 0
@@ -129,6 +130,7 @@ def random_limits(rng: random.Random, pool_tokens: int) -> SchedulerLimits:
         max_queued_requests=rng.randint(8, 40),
         starvation_bound=rng.randint(1, 6),
         schedule_policy=rng.choice(list(POLICIES)),
+        mixed_tokens=rng.randint(1, step_tokens) if rng.random() < 0.5 else None,
         max_queued_tokens=rng.randint(20, 400) if rng.random() < 0.3 else None,
     )
 
@@ -282,6 +284,10 @@ class Simulation:
 
     def _check_plan(self, plan: StepPlan) -> None:
         assert 0 < plan.n_tokens <= self.limits.step_tokens
+        running = self.scheduler.running
+        decoding = sum(running[chunk.request_id].state is State.DECODE for chunk in plan.chunks)
+        prompts = plan.n_tokens - decoding  # a decoding request has a chunk of one
+        assert not decoding or prompts <= (self.limits.mixed_tokens or self.limits.step_tokens)
         assert len(self.scheduler.running) <= self.limits.max_running_requests
         for request_id in plan.leaves:
             if (job := self.jobs[request_id]).end is None:

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 class SchedulerLimits:
     """`context_length` is at most the tokens the pool holds, so that any request fits it alone.
 
-    `step_tokens` is at least `max_running_requests`: every decoding request gets its row.
+    `step_tokens` is at least `max_running_requests`: every decoding request gets its row. Beside
+    decoding requests at most `mixed_tokens` of prompts are computed in a step; None: no bound.
     No more than `max_queued_tokens` prompt tokens wait, but a prompt that is longer by itself is
     taken when nothing else waits.
     """
@@ -20,3 +21,4 @@ class SchedulerLimits:
     starvation_bound: int
     schedule_policy: str = "lpm"  # a name in queue_policy.POLICIES
     max_queued_tokens: int | None = None
+    mixed_tokens: int | None = None

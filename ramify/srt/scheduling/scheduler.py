@@ -104,6 +104,8 @@ class Scheduler:
             self._preempt()
         chunks = [self._chunk(r, 1) for r in self.running.values() if r.state is State.DECODE]
         budget = self.limits.step_tokens - len(chunks)
+        if chunks:  # somebody is being answered: a long prompt must not make the step long
+            budget = min(budget, self.limits.mixed_tokens or budget)
         for request in self.running.values():
             if request.state is State.PREFILL and budget > 0:
                 chunks.append(self._chunk(request, budget))

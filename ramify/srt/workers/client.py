@@ -189,9 +189,9 @@ class EngineClient:
         answer = await self._call(Flush)
         return isinstance(answer, Flushed) and answer.done
 
-    async def inspect(self) -> Inspected:
-        """The engine's counters and the broken invariants, in words."""
-        answer = await self._call(Inspect)
+    async def inspect(self, *, check: bool = True) -> Inspected:
+        """The engine's counters and, with `check`, the broken invariants in words."""
+        answer = await self._call(lambda call_id: Inspect(call_id, check))
         assert isinstance(answer, Inspected)
         return answer
 

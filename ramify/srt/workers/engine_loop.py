@@ -56,7 +56,7 @@ class Core(Protocol):
 
     def flush(self) -> bool: ...
 
-    def inspect(self) -> tuple[EngineStats, list[str]]: ...
+    def inspect(self, *, check: bool) -> tuple[EngineStats, list[str]]: ...
 
     def pin(self, message: Pin, now: float) -> Pinned: ...
 
@@ -145,7 +145,7 @@ class _Loop:
         if isinstance(message, ShowTree):
             return self._core.show_tree(message)
         assert isinstance(message, Inspect), message
-        return Inspected(message.call_id, *self._core.inspect())
+        return Inspected(message.call_id, *self._core.inspect(check=message.check))
 
     def _pin(self, message: Pin | Unpin) -> Pinned:
         try:

@@ -6,6 +6,7 @@ stderr  the log
 exit    0 told to stop, 1 a bug (traceback in the log), 3 the model or an option is unusable
 """
 
+import gc
 import importlib
 import logging
 import os
@@ -50,6 +51,7 @@ def main() -> int:
     socket = EngineSocket(job.address)  # before loading: a Hello may come early and wait
     try:
         core = _loader(job.core)(job.config)  # SIGTERM ends this at once: nothing is open yet
+        gc.freeze()  # what is loaded stays: full collections need not look at it
         signal.signal(signal.SIGTERM, lambda *_: stop.set())  # from here on after the step
         engine_loop.run(core, socket, MonotonicClock(), stop.is_set)
     except (ConfigError, ModelLoadError) as error:
