@@ -152,6 +152,20 @@ def corrupt_free(cache):
     cache.pages._free.pop()
 
 
+def corrupt_digest(cache):
+    next(iter(cache.tree.nodes())).digest += 1
+
+
+def corrupt_heap(cache):
+    cache.tree.heap.clear()
+
+
+def corrupt_queued_key(cache):
+    rank, tick = next(iter(cache.tree.nodes())).queued
+    cache.tree.heap[0] = ((rank, tick + 1), *cache.tree.heap[0][1:])
+    next(iter(cache.tree.nodes())).queued = (rank, tick + 1)
+
+
 @pytest.mark.parametrize(
     "corrupt",
     [
@@ -161,6 +175,9 @@ def corrupt_free(cache):
         corrupt_pages,
         corrupt_tokens,
         corrupt_free,
+        corrupt_digest,
+        corrupt_heap,
+        corrupt_queued_key,
     ],
 )
 def test_the_invariants_can_fail(corrupt):

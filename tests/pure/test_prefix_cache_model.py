@@ -26,7 +26,7 @@ from ramify.radix_cache.key import as_tokens
 from ramify.radix_cache.prefix_cache import Lease, PrefixCache
 
 PAGE = 4
-N_PAGES = 24
+N_PAGES = 10  # few, so that evictions, refusals and yielding pins are common
 
 namespaces = st.sampled_from(["", "b"])
 
@@ -49,11 +49,11 @@ class PrefixCacheModel(RuleBasedStateMachine):
 
     def __init__(self):
         super().__init__()
-        self.cache = PrefixCache(N_PAGES, PAGE, policy=POLICIES[self.policy], pin_share=0.4)
+        self.cache = PrefixCache(N_PAGES, PAGE, policy=POLICIES[self.policy], pin_share=0.8)
         self.now = 0.0
         self.pins = {}  # (namespace, tokens): [length, expires], in order of the last pinning
         self.slots = [[None] * PAGE for _ in range(N_PAGES)]
-        self.published = set()  # (namespace, prefix): every prefix ever committed since the flush
+        self.published = {}  # (namespace, prefix): every prefix committed since the flush
         self.live = []
 
     @rule(
@@ -101,9 +101,27 @@ class PrefixCacheModel(RuleBasedStateMachine):
             return
         self.cache.commit(job.lease, as_tokens(job.tokens[: job.computed]))
         for n in range(1, job.computed + 1):
-            self.published.add((job.namespace, tuple(job.tokens[:n])))
+            self.published[job.namespace, tuple(job.tokens[:n])] = None
         key = as_tokens(job.tokens[: job.computed])
         assert self.cache.hit_length(job.namespace, key, len(key)) == len(key)
+
+    @rule(
+        namespace=namespaces,
+        tokens=st.lists(st.integers(0, 1), min_size=1, max_size=18),
+        priority=st.integers(-1, 1),
+        ttl=st.sampled_from([0, 0, 3, 30]),
+    )
+    def serve(self, namespace, tokens, priority, ttl):
+        """A request from start to end, as far as there is room; perhaps what it leaves is pinned.
+
+        This is what fills the cache.
+        """
+        job = self.acquire(namespace, tokens, priority)
+        self.compute(job, [], len(tokens))
+        self.commit(job)
+        self.release(job)
+        if ttl:
+            self.pin(namespace, tokens, ttl)
 
     @rule(job=jobs)
     def detach(self, job):
@@ -119,7 +137,7 @@ class PrefixCacheModel(RuleBasedStateMachine):
     @rule(
         namespace=namespaces,
         tokens=st.lists(st.integers(0, 1), max_size=18),
-        ttl=st.integers(1, 9),
+        ttl=st.integers(1, 30),
     )
     def pin(self, namespace, tokens, ttl):
         key = as_tokens(tokens)
@@ -134,6 +152,12 @@ class PrefixCacheModel(RuleBasedStateMachine):
     def unpin(self, namespace, tokens):
         n, _ = self.pins.pop((namespace, tuple(tokens)), (0, 0.0))
         assert self.cache.unpin(namespace, as_tokens(tokens)) == n
+
+    @rule(data=st.data(), ttl=st.integers(1, 30))
+    def pin_what_was_published(self, data, ttl):
+        if self.published:
+            namespace, tokens = data.draw(st.sampled_from(list(self.published)))
+            self.pin(namespace, list(tokens), ttl)
 
     @rule(data=st.data())
     def unpin_one(self, data):
@@ -150,8 +174,10 @@ class PrefixCacheModel(RuleBasedStateMachine):
         self.cache.expire_pins(self.now)
         self.pins = {key: pin for key, pin in self.pins.items() if pin[1] > self.now}
 
-    @rule()
-    def flush(self):
+    @rule(seldom=st.integers(0, 9))
+    def flush(self, seldom):
+        if seldom:
+            return
         assert self.cache.flush() == (not self.live)
         if not self.live:
             self.pins.clear()
