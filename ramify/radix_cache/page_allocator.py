@@ -65,11 +65,18 @@ class PageAllocator:
         self.n_evictable += self.pins[page] == 0
 
     def hold_pinned(self, page: int) -> None:
-        """Add a pinning holder."""
-        self.hold(page)
-        self.pin(page)
+        """Add a pinning holder: `hold` and `pin` in one, done for every page reused."""
+        assert self.holders[page] > 0, f"page {page} is free"
+        self.n_evictable -= self.pins[page] == 0
+        self.holders[page] += 1
+        self.pins[page] += 1
 
     def drop_pinned(self, page: int) -> None:
-        """Remove a pinning holder."""
-        self.unpin(page)
-        self.drop(page)
+        """Remove a pinning holder: `unpin` and `drop` in one."""
+        assert self.pins[page] > 0, f"page {page} is not pinned"
+        self.pins[page] -= 1
+        self.holders[page] -= 1
+        if self.holders[page] == 0:
+            self._free.append(page)
+        elif self.pins[page] == 0:
+            self.n_evictable += 1
