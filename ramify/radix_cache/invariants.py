@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 
 from ramify.radix_cache import history
+from ramify.radix_cache.eviction import cost_per_page
 from ramify.radix_cache.prefix_cache import PrefixCache
 from ramify.radix_cache.tree import Node
 
@@ -11,7 +12,7 @@ def check(cache: PrefixCache) -> list[str]:
     """What is broken, in words; empty when every invariant holds. Changes nothing."""
     return [
         *_structure(cache),
-        *_digests(cache),
+        *_derived(cache),
         *_locks(cache),
         *_pins(cache),
         *_heap(cache),
@@ -47,12 +48,16 @@ def _structure(cache: PrefixCache) -> Iterator[str]:
         yield f"the tree counts {cache.tree.n_tokens} tokens and holds {n_tokens}"
 
 
-def _digests(cache: PrefixCache) -> Iterator[str]:
-    """Every node's digest is that of its namespace and all tokens up to its end."""
+def _derived(cache: PrefixCache) -> Iterator[str]:
+    """Every node's digest is that of all tokens up to its end, its cost that of its own."""
     for node in _nodes(cache):
         before = node.parent.digest if node.parent else history.namespace_digest(node.namespace)
         if node.digest != history.extend(before, node.tokens):
             yield f"node {node.number} has another digest than its tokens"
+        if node.tokens:
+            cost = cost_per_page(node.start, len(node.tokens), len(node.pages))
+            if node.stats.cost != cost:
+                yield f"node {node.number} says it costs {node.stats.cost}, not {cost}"
 
 
 def _locks(cache: PrefixCache) -> Iterator[str]:

@@ -246,6 +246,7 @@ def test_fifo_forgets_the_oldest_however_much_it_is_used():
 def test_priority_keeps_what_any_important_request_has_used():
     assert order_of_loss("priority", (1, 5), (2, -1), (3, 0), (4, 0), (2, -7)) == [2, 3, 4, 1]
     assert order_of_loss("priority", (1, 0), (1, 9), (2, 5), (1, 0)) == [2, 1]
+    assert order_of_loss("priority", (1, 3), (2, 3), (1, 0)) == [2, 1]  # then as lru
 
 
 def test_cost_keeps_what_saves_most_for_its_pages():

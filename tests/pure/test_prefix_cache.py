@@ -6,6 +6,7 @@ import pytest
 
 from ramify.radix_cache import invariants
 from ramify.radix_cache.key import as_tokens, common_prefix
+from ramify.radix_cache.page_allocator import PageAllocator
 from ramify.radix_cache.prefix_cache import PrefixCache
 
 PAGE = 4
@@ -49,6 +50,31 @@ def test_without_a_free_page_for_the_copy_full_pages_are_still_reused():
     assert [holder.n_cached, other.n_cached, third.n_cached] == [4, 6, 4]
     assert third.copy is None
     assert invariants.check(cache) == []
+
+
+def test_a_page_for_the_copy_is_had_by_evicting():
+    cache = PrefixCache(4, PAGE)
+    serve(cache, [1] * 6)
+    serve(cache, [2] * 8)
+    lease = cache.acquire("", as_tokens([1] * 6), 5)
+    assert lease.n_cached == 5
+    assert cache.hit_length("", as_tokens([2] * 8), 8) == 0
+
+
+def test_pinning_holders_come_and_go_as_hold_and_pin_do():
+    apart, at_once = PageAllocator(2), PageAllocator(2)
+    for pages in (apart, at_once):
+        page = pages.take()
+        pages.unpin(page)  # evictable from here on
+    apart.hold(page)
+    apart.pin(page)
+    at_once.hold_pinned(page)
+    assert vars(apart) == vars(at_once)
+    apart.unpin(page)
+    apart.drop(page)
+    at_once.drop_pinned(page)
+    assert vars(apart) == vars(at_once)
+    assert apart.n_evictable == 1
 
 
 def test_the_least_recently_used_leaf_goes_first_and_locked_ones_never():
@@ -156,6 +182,10 @@ def corrupt_digest(cache):
     next(iter(cache.tree.nodes())).digest += 1
 
 
+def corrupt_cost(cache):
+    next(iter(cache.tree.nodes())).stats.cost += 1
+
+
 def corrupt_heap(cache):
     cache.tree.heap.clear()
 
@@ -176,6 +206,7 @@ def corrupt_queued_key(cache):
         corrupt_tokens,
         corrupt_free,
         corrupt_digest,
+        corrupt_cost,
         corrupt_heap,
         corrupt_queued_key,
     ],
