@@ -287,7 +287,10 @@ class Simulation:
         running = self.scheduler.running
         decoding = sum(running[chunk.request_id].state is State.DECODE for chunk in plan.chunks)
         prompts = plan.n_tokens - decoding  # a decoding request has a chunk of one
-        assert not decoding or prompts <= (self.limits.mixed_tokens or self.limits.step_tokens)
+        prefills = sum(r.state is State.PREFILL for r in running.values())
+        wanting = prefills + len(self.scheduler.waiting)
+        most = (self.limits.mixed_tokens or self.limits.step_tokens) * wanting
+        assert not decoding or prompts <= most
         assert len(self.scheduler.running) <= self.limits.max_running_requests
         for request_id in plan.leaves:
             if (job := self.jobs[request_id]).end is None:

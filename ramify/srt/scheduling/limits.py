@@ -8,7 +8,7 @@ class SchedulerLimits:
     """`context_length` is at most the tokens the pool holds, so that any request fits it alone.
 
     `step_tokens` is at least `max_running_requests`: every decoding request gets its row. Beside
-    decoding requests at most `mixed_tokens` of prompts are computed in a step; None: no bound.
+    decoding requests at most `mixed_tokens` for each prompt that wants them; None: no such bound.
     No more than `max_queued_tokens` prompt tokens wait, but a prompt that is longer by itself is
     taken when nothing else waits.
     """

@@ -105,7 +105,7 @@ class Scheduler:
         chunks = [self._chunk(r, 1) for r in self.running.values() if r.state is State.DECODE]
         budget = self.limits.step_tokens - len(chunks)
         if chunks:  # somebody is being answered: a long prompt must not make the step long
-            budget = min(budget, self.limits.mixed_tokens or budget)
+            budget = min(budget, self._mixed_budget())
         for request in self.running.values():
             if request.state is State.PREFILL and budget > 0:
                 chunks.append(self._chunk(request, budget))
@@ -115,6 +115,17 @@ class Scheduler:
             chunks.append(self._chunk(admitted, budget))
             budget -= len(chunks[-1].tokens)
         return self._step(chunks) if chunks else None
+
+    def _mixed_budget(self) -> int:
+        """Prompt tokens of a step that also decodes: so many for each prompt that wants them.
+
+        One long prompt among many chats goes in small pieces; when many prompts want to start,
+        large pieces are what gets everybody answered soonest.
+        """
+        if self.limits.mixed_tokens is None:
+            return self.limits.step_tokens
+        prefills = sum(r.state is State.PREFILL for r in self.running.values())
+        return self.limits.mixed_tokens * (prefills + len(self.waiting))
 
     def _step(self, chunks: list[Chunk]) -> StepPlan:
         self._steps += 1
