@@ -64,12 +64,13 @@ def main() -> None:
                     optimum = optimal_hits(served, pool)
                     rows["optimum"].append(share(optimum, served))
                     rows["unlimited"].append(share(optimal_hits(served, 10**9), served))
-                    reached = sum(r.cached for r in served) / optimum * 100 if optimum else 100.0
-                    rows["lru of optimum"].append(reached)
-        means = {head: statistics.mean(values) for head, values in rows.items()}
-        ratios.append(means["lru of optimum"])
+        means = {head: statistics.mean(values) for head, values in rows.items() if values}
+        means["lru of optimum"] = 100 * means["lru"] / max(means["optimum"], 1e-9)
+        if means["optimum"] > 1:  # else there is nothing to find: a ratio of accidents
+            ratios.append(means["lru of optimum"])
         print(f"{workload:18s}" + "".join(f"{means[head]:15.1f}" for head in heads), flush=True)
-    print(f"the default reaches {statistics.mean(ratios):.1f} % of the optimum on average")
+    average = statistics.mean(ratios)
+    print(f"where there is something to find, the default reaches {average:.1f} % of it on average")
 
 
 if __name__ == "__main__":

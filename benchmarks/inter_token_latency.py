@@ -7,6 +7,7 @@ between two tokens of a chat is the time of the steps between them: median and 9
 all gaps, undisturbed and disturbed, and how long the long prompts took to their first token.
 """
 
+import gc
 import statistics
 import time
 
@@ -68,6 +69,7 @@ def main() -> None:
     chunk = argument("chunk", EngineConfig().chunked_prefill_size)
     config = EngineConfig(threads=argument("threads", 2), chunked_prefill_size=chunk)
     core = EngineCore.load(config, prepare("smollm2"))
+    gc.freeze()  # as the engine process does
     calm, busy = Chats(core, 1_000), None
     calm.steps(30, record=False)
     calm.steps(250, record=True)

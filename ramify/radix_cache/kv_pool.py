@@ -1,8 +1,8 @@
 """The memory that pages stand for: keys and values of every layer."""
 
+import mmap
 from math import prod
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -46,6 +46,12 @@ def bytes_per_page(
 
 
 def _untouched(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
-    """Zeros that the system hands out page by page; torch.zeros would write them all at once."""
-    raw = np.zeros(prod(shape) * dtype.itemsize, dtype=np.uint8)
-    return torch.from_numpy(raw).view(dtype).view(shape)
+    """Zeros that the system hands out page by page; torch.zeros would write them all at once.
+
+    By small pages: a request that comes to a new page of the cache touches every layer's part of
+    the pool, and sixty huge pages zeroed at once made one step in a hundred last 0.2 s longer.
+    """
+    raw = mmap.mmap(-1, prod(shape) * dtype.itemsize, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    if hasattr(mmap, "MADV_NOHUGEPAGE"):
+        raw.madvise(mmap.MADV_NOHUGEPAGE)
+    return torch.frombuffer(raw, dtype=dtype).view(shape)

@@ -58,7 +58,7 @@ class EngineConfig:
     )
     chunked_prefill_size: int = option(256, "most tokens computed in one step", "scheduling")
     mixed_prefill_size: int = option(
-        48, "prompt tokens in a step that also decodes, for each prompt that waits", "scheduling"
+        40, "prompt tokens in a step that also decodes, for each prompt that waits", "scheduling"
     )
     max_running_requests: int = option(64, "most requests computed at once", "scheduling")
     max_queued_requests: int = option(1024, "most requests waiting; more get 503", "scheduling")
