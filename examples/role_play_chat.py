@@ -142,7 +142,7 @@ def comparison(cached: Run, plain: Run) -> Table:
         table.add_column(name, justify="right")
     rows = (
         ("prompt tokens computed", "{:,}", cached.total("computed"), plain.total("computed")),
-        ("TTFT, median, ms", "{:.0f}", cached.ttft_ms, plain.ttft_ms),
+        ("TTFT, median, ms", "{:,.0f}", cached.ttft_ms, plain.ttft_ms),
         ("total time, s", "{:.1f}", cached.seconds, plain.seconds),
     )
     for label, form, less, more in rows:
