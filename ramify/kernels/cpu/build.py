@@ -31,7 +31,7 @@ class BuildError(RuntimeError):
 
 def cache_folder() -> Path:
     """Where everything that can be made again is kept: RAMIFY_CACHE, or ~/.cache/ramify."""
-    return Path(os.environ.get("RAMIFY_CACHE") or Path.home() / ".cache" / "ramify")
+    return Path(os.environ.get("RAMIFY_CACHE") or "~/.cache/ramify").expanduser()
 
 
 def build(name: str, sources: Sequence[Path], headers: Sequence[Path]) -> Path:

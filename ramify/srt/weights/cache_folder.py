@@ -3,6 +3,7 @@
 import os
 from pathlib import Path
 
+from ramify.kernels.cpu import build
 from ramify.srt.errors import ConfigError
 
 
@@ -12,7 +13,7 @@ def cache_folder() -> Path:
     Readable by its owner only. A folder of somebody else is refused (ConfigError): what lies in
     it is trusted.
     """
-    folder = Path(os.environ.get("RAMIFY_CACHE") or Path.home() / ".cache" / "ramify").expanduser()
+    folder = build.cache_folder()
     try:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     except OSError as error:
