@@ -1,9 +1,6 @@
 """The small vocabulary every room of the runtime shares."""
 
 from enum import StrEnum
-from typing import NewType
-
-RequestId = NewType("RequestId", str)
 
 
 class FinishReason(StrEnum):

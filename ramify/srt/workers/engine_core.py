@@ -94,17 +94,6 @@ class EngineCore:
             kv_pool_tokens=n_pages * config.page_size,
             load_s=time.monotonic() - began,
         )
-        limits = SchedulerLimits(
-            context_length=context,
-            eos_token_ids=model_config.eos_token_ids,
-            step_tokens=config.chunked_prefill_size,
-            max_running_requests=config.max_running_requests,
-            max_queued_requests=config.max_queued_requests,
-            starvation_bound=config.starvation_bound,
-            schedule_policy=config.schedule_policy,
-            max_queued_tokens=config.max_queued_tokens,
-            mixed_tokens=config.mixed_prefill_size,
-        )
         cache = PrefixCache(
             n_pages,
             config.page_size,
@@ -115,7 +104,7 @@ class EngineCore:
         runner = ModelRunner(
             model, pool, model_config.eos_token_ids, deterministic=config.deterministic
         )
-        return cls(Scheduler(limits, cache), runner, info, MonotonicClock())
+        return cls(Scheduler(_limits(config, info), cache), runner, info, MonotonicClock())
 
     @property
     def idle(self) -> bool:
@@ -170,6 +159,20 @@ class EngineCore:
             result = self.runner.launch(plan).result()
             replies += self.scheduler.apply(plan, result, self._clock.now())
         return replies
+
+
+def _limits(config: EngineConfig, info: ModelInfo) -> SchedulerLimits:
+    return SchedulerLimits(
+        context_length=info.context_length,
+        eos_token_ids=info.eos_token_ids,
+        step_tokens=config.chunked_prefill_size,
+        max_running_requests=config.max_running_requests,
+        max_queued_requests=config.max_queued_requests,
+        starvation_bound=config.starvation_bound,
+        schedule_policy=config.schedule_policy,
+        max_queued_tokens=config.max_queued_tokens,
+        mixed_tokens=config.mixed_prefill_size,
+    )
 
 
 def _dtype(name: str) -> torch.dtype:
