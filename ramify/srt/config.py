@@ -50,6 +50,18 @@ class EngineConfig:
         "lru", "which prefixes are forgotten first", "cache", EVICTION_POLICIES
     )
     pin_share: float = option(0.25, "most of the cache that pins may hold", "cache")
+    host_cache_gb: float = option(
+        0.0, "host memory for pages evicted from the KV cache, GiB", "cache"
+    )
+    disk_cache_gb: float = option(
+        0.0, "disk space for pages that outlive memory and restarts, GiB", "cache"
+    )
+    disk_cache_dir: str | None = option(
+        None, "folder of the disk cache; one in the cache folder if unset", "cache"
+    )
+    prefetch_min_tokens: int = option(
+        32, "fewer tokens on disk are computed again rather than waited for", "cache"
+    )
     schedule_policy: str = option(
         "lpm", "who is computed next (lpm: longest cached prefix)", "scheduling", SCHEDULE_POLICIES
     )
@@ -65,6 +77,10 @@ class EngineConfig:
     starvation_bound: int = option(
         64, "a request is overtaken at most this often before it goes first", "scheduling"
     )
+    overlap: bool = option(False, "plan the next step while one is computed", "scheduling")
+    record_trace: str | None = option(
+        None, "file for what arrives and what is answered, to be replayed", "scheduling"
+    )
 
 
 @dataclass(frozen=True)
@@ -75,6 +91,13 @@ class ServeConfig:
     port: int = option(30000, "port to listen on; 0 takes a free one", "server")
     served_model_name: str | None = option(None, "name clients use; the model's if unset", "server")
     log_level: str = option("info", "what to log", "server", LOG_LEVELS)
+    api_key: str | None = option(None, "key that clients must send", "server")
+    api_keys_file: str | None = option(
+        None, "file of keys that clients may send, one NAME:KEY a line", "server"
+    )
+    cache_preview: bool = option(
+        False, "show text in /cache/tree, and misses that another namespace explains", "server"
+    )
     max_body_mb: float = option(32.0, "largest request body, MiB", "server")
     max_batch: int = option(1024, "most prompts in one request", "server")
     drain_timeout_s: float = option(30.0, "how long to finish requests after SIGTERM", "server")
@@ -93,6 +116,9 @@ def check_engine(config: EngineConfig) -> None:
         "context_length": 2,
         "max_total_tokens": 2 * config.page_size,
         "threads": 1,
+        "prefetch_min_tokens": 1,
+        "host_cache_gb": 0,
+        "disk_cache_gb": 0,
     }
     for name, low in least.items():
         value = getattr(config, name)

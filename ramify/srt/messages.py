@@ -42,7 +42,8 @@ class Submit(Message, frozen=True):
     `logprob_start` is the first prompt position whose log-probability is wanted, -1 for none.
     Requests of different `namespace`s never share cached tokens. A larger `priority` goes first
     under the priority policies. Requests of one `program_id` belong together; "" is a program of
-    its own. With `timeout_s`, the request is ended that many seconds after its arrival.
+    its own. With `timeout_s`, the request is ended that many seconds after its arrival. `account`
+    names the API key that it came with: accounts share the engine fairly.
     """
 
     request_id: str
@@ -55,6 +56,7 @@ class Submit(Message, frozen=True):
     priority: int = 0
     program_id: str = ""
     timeout_s: float | None = None
+    account: str = ""
 
 
 class Abort(Message, frozen=True):
@@ -164,6 +166,8 @@ class Finished(Message, frozen=True):
     queue_s: float
     ttft_s: float
     miss_reason: str | None = None  # why prompt tokens were computed: see PrefixCache.miss_reason
+    host_tokens: int = 0  # of the cached tokens, those that came from host memory, ...
+    disk_tokens: int = 0  # ... and those that came from disk
 
 
 class Rejected(Message, frozen=True):
@@ -198,6 +202,11 @@ class EngineStats(msgspec.Struct, frozen=True):
     generated_tokens: int
     retractions: int
     evicted_tokens: int
+    host_tokens: int = 0  # cached tokens that came back from host memory, ...
+    disk_tokens: int = 0  # ... and from disk
+    host_pages: int = 0  # pages that host memory holds now, ...
+    disk_pages: int = 0  # ... and that the disk holds
+    tier_losses: int = 0  # pages that could not be kept, and files that could not be used
 
 
 class Inspected(Message, frozen=True):
