@@ -12,7 +12,7 @@ A lease's table, P = 4, matched 6 of 9 tokens, 2 more computed and one page ahea
     page        tree's p0  | own p7     | own p8
                 shared       ^ slots 0..1 copied from the tree's p1, the rest written by the request
 
-Pure: integers in, integers and `PageCopy` plans out.
+Pure: integers in, integers and moves (see `plans`) out.
 """
 
 from array import array
@@ -22,7 +22,7 @@ from itertools import islice
 from ramify.radix_cache.eviction import EvictionKey, lru
 from ramify.radix_cache.page_allocator import PageAllocator
 from ramify.radix_cache.pins import PinTable
-from ramify.radix_cache.plans import PageCopy
+from ramify.radix_cache.plans import Move, PageCopy
 from ramify.radix_cache.tree import Node, RadixTree
 from ramify.radix_cache.view import NodeView, snapshot
 
@@ -33,7 +33,7 @@ NAMESPACES_TRIED = 5  # the oldest, in which a missed prefix is looked for
 class Lease:
     """A request's claim on pages. `node` is where its published prefix ends, locked; None: no lock.
 
-    `n_cached` is how many tokens were found computed; `copy` must be carried out before use.
+    `n_cached` is how many tokens were found computed; `copy` is one of `PrefixCache.take_moves`.
     """
 
     namespace: str
@@ -63,6 +63,7 @@ class PrefixCache:
         self.pins = PinTable(self.tree, int(n_pages * pin_share))
         self.leases: dict[int, Lease] = {}  # by id(), in order of acquisition
         self.reuse = reuse
+        self._moves: list[Move] = []  # in the order in which they were decided
 
     def pages_for(self, n_tokens: int) -> int:
         return -(-n_tokens // self.page_size)
@@ -95,6 +96,12 @@ class PrefixCache:
             lease.copy = PageCopy(pages[-1], self.pages.take(), n % self.page_size)
             lease.table.append(lease.copy.target)
             lease.n_cached = n
+            self._moves.append(lease.copy)
+
+    def take_moves(self) -> tuple[Move, ...]:
+        """What must be moved before the next step computes. The caller sees to it, in this order."""
+        moves, self._moves = tuple(self._moves), []
+        return moves
 
     def ensure(self, lease: Lease, n_tokens: int) -> bool:
         """Make the table cover n_tokens, evicting if needed. False, and no page taken, if not."""
@@ -138,8 +145,9 @@ class PrefixCache:
             lease.node = None
 
     def release(self, lease: Lease) -> None:
-        """Give back every page and lock of the lease."""
+        """Give back every page and lock of the lease. A copy that was not taken yet is not made."""
         del self.leases[id(lease)]
+        self._moves = [move for move in self._moves if move is not lease.copy]
         self.detach(lease)
         for page in lease.table:
             self.pages.drop_pinned(page)
