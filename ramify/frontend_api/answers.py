@@ -37,11 +37,15 @@ class Answer(Protocol):
 
 @dataclass(frozen=True)
 class NativeAnswer:
-    """/generate: cumulative replies, a list of them when `many`; events then carry `index`."""
+    """/generate: cumulative replies, a list of them when `many`; events then carry `index`.
+
+    `tells_all`: a client may know what other namespaces hold.
+    """
 
     replies: Replies
     ids: Sequence[str]
     many: bool
+    tells_all: bool = False
 
     def moved(self, place: int) -> list[dict[str, Any]]:
         reply = self._reply(place)
@@ -58,7 +62,8 @@ class NativeAnswer:
         reply = self.replies[place].reply()
         meta = reply["meta_info"]
         meta["id"] = self.ids[place]
-        meta["cache_miss_reason"] = told_reason(meta["cache_miss_reason"])
+        if not self.tells_all:
+            meta["cache_miss_reason"] = told_reason(meta["cache_miss_reason"])
         return reply
 
 
@@ -66,7 +71,7 @@ def told_reason(reason: str | None) -> str | None:
     """Why something was not cached, as a client may know it.
 
     That another namespace has it would tell a client what those have sent from whom namespaces
-    keep it apart. Operators find that reason among the metrics.
+    keep it apart. Operators find that reason among the metrics, or let everybody know it.
     """
     return "never seen" if reason == "namespace" else reason
 

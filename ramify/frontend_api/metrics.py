@@ -19,7 +19,8 @@ from ramify.srt.replies import ReplyAssembler
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 REASONS = ("stop", "length", "abort", "timeout")
-MISSES = ("never seen", "evicted", "namespace")  # those of PrefixCache.miss_reason
+# Those of PrefixCache.miss_reason.
+MISSES = ("never seen", "evicted", "namespace", "below threshold")
 KINDS = ("invalid_request", "queue_full", "unavailable", "internal")
 CLIENT_ENDED = 499  # status of an error that the client caused by leaving: nobody was refused
 WHOLE_S = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0)
@@ -165,18 +166,29 @@ def _engine(stats: EngineStats) -> list[Family]:
     pages = {"free": stats.pages_free, "evictable": stats.pages_evictable, "in_use": used}
     computed = stats.prompt_tokens - stats.cached_tokens
     tokens = _labelled("source", {"computed": computed, "cached": stats.cached_tokens})
+    host, disk = stats.host_tokens, stats.disk_tokens
+    found = {"device": stats.cached_tokens - host - disk, "host": host, "disk": disk}
     counters = (
         ("generated_tokens_total", "Tokens generated.", stats.generated_tokens),
         ("retractions_total", "Requests put back to make room.", stats.retractions),
         ("evicted_tokens_total", "Tokens evicted from the cache.", stats.evicted_tokens),
+        ("tier_losses_total", "Pages not kept, and files not usable.", stats.tier_losses),
     )
     gauges = (
         ("running_requests", "Requests that are computed now.", stats.running),
         ("waiting_requests", "Requests that wait.", stats.waiting),
         ("cached_tokens_held", "Tokens that the cache holds.", stats.cached_tokens_held),
+        ("host_pages", "Pages in host memory.", stats.host_pages),
+        ("disk_pages", "Pages on disk.", stats.disk_pages),
     )
     return [
         Family("prompt_tokens_total", "counter", "Prompt tokens, by where from.", tokens),
+        Family(
+            "cached_tokens_total",
+            "counter",
+            "Cached prompt tokens, by where they were.",
+            _labelled("source", found),
+        ),
         *(Family(name, "counter", text, [("", value)]) for name, text, value in counters),
         *(Family(name, "gauge", text, [("", value)]) for name, text, value in gauges),
         Family("kv_pages", "gauge", "Pages of the KV cache.", _labelled("state", pages)),

@@ -1,6 +1,10 @@
-"""Routes that act on the cache of prefixes and look at it. They reveal sizes, never contents."""
+"""Routes that act on the cache of prefixes and look at it.
+
+They reveal sizes, and contents only where the operator has asked for it (`cache_preview`).
+"""
 
 import asyncio
+from collections.abc import Callable
 from typing import Annotated
 
 from fastapi import APIRouter, Query, Request
@@ -37,8 +41,17 @@ async def unpin(request: Request, service: Serving) -> JSON:
 
 @router.get("/tree")
 async def tree(service: Serving, query: Annotated[TreeQuery, Query()]) -> JSON:
-    """The most recently used nodes of the tree, without the tokens that they hold."""
-    return JSON(cache_tree(await service.client.show_tree(query.limit)))
+    """The most recently used nodes of the tree. What they hold is shown to whom the operator lets."""
+    shown = await service.client.show_tree(query.limit)
+    return JSON(cache_tree(shown, _text(service) if service.serve_config.cache_preview else None))
+
+
+def _text(service: Service) -> Callable[[list[int]], str]:
+    """Gives the text of tokens, special ones too; "" for a model without a tokenizer."""
+    tokenizer = service.tokenizer
+    if tokenizer is None:
+        return lambda ids: ""
+    return lambda ids: tokenizer.decode(ids, skip_special_tokens=False)
 
 
 async def _prefix(service: Service, body: PrefixBody) -> tuple[bytes, str]:

@@ -36,7 +36,8 @@ async def generate(request: Request, service: Serving) -> Response:
     body = await bodies.read(request, GenerateBody)
     requests, single = translate.native_requests(body, service.serve_config.max_batch)
     job = await prepare(service, requests, translate.native_name, made=new_id(), rid=body.rid)
-    answer = NativeAnswer(job.replies, job.names.ids, many=not single)
+    tells_all = service.serve_config.cache_preview
+    answer = NativeAnswer(job.replies, job.names.ids, many=not single, tells_all=tells_all)
     return await respond(request, service, job, answer, stream=body.stream)
 
 

@@ -157,12 +157,12 @@ def beam_search(
 
     Each is a reply as `Engine.generate` gives it, with `score`; its `meta_info` has the sum of
     log-probabilities (`cumulative_logprob`), `cached_tokens` of the prompt, and `computed_tokens`:
-    the prompt tokens computed in all steps of the search together. End tokens are the tokenizer's
+    the prompt tokens computed in all steps of the search together. End tokens are the model's
     unless given. Raises InvalidRequest naming the option, and Aborted when the engine drops a step.
     """
     tokenizer, info = engine.get_tokenizer(), engine.model_info()
     if eos_token_ids is None:
-        eos_token_ids = () if tokenizer is None else tokenizer.eos_token_ids
+        eos_token_ids = info["eos_token_ids"]
     options = BeamOptions(
         beam_width,
         max_new_tokens,

@@ -192,7 +192,7 @@ class Engine:
         return replies.cache_tree(answer)
 
     def model_info(self) -> dict[str, Any]:
-        """What the model is: path, names, sizes, chat template."""
+        """What the model is: path, names, sizes, end tokens, chat template."""
         return replies.model_info(self._info, self._path, self._name, self._tokenizer)
 
     def server_info(self) -> dict[str, Any]:

@@ -5,7 +5,7 @@ Finished --> finish_reason and the measured times
 Rejected --> the error that it names
 """
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from ramify.srt.errors import Aborted, InvalidRequest, QueueFull, RequestError, Unavailable
@@ -32,6 +32,8 @@ TIMEOUT = {
 ERRORS: dict[str, type[RequestError]] = {
     kind.__name__: kind for kind in (InvalidRequest, QueueFull, Unavailable, Aborted)
 }
+
+MAX_PREVIEW_CHARS = 64  # of a node's text, where it is shown
 
 Triple = list[Any]  # [logprob or None, token id, text or None]
 
@@ -205,7 +207,8 @@ class ReplyAssembler:
     def meta_info(self) -> dict[str, Any]:
         """Counts, times in seconds, and the log-probabilities that were asked for.
 
-        `cache_miss_reason` is None while the request runs, and when nothing was missed.
+        `cache_miss_reason` is None while the request runs, and when nothing was missed;
+        `cached_tokens_details` is None while it runs.
         """
         meta: dict[str, Any] = {
             "id": self.submit.request_id,
@@ -213,6 +216,7 @@ class ReplyAssembler:
             "prompt_tokens": self.prompt_tokens,
             "completion_tokens": len(self._output_ids),
             "cached_tokens": self._cached_tokens,
+            "cached_tokens_details": None if self.finished is None else sources(self.finished),
             "computed_tokens": self.prompt_tokens - self._cached_tokens,
             "cache_miss_reason": None if self.finished is None else self.finished.miss_reason,
             "e2e_latency": self.elapsed_s,
@@ -252,6 +256,12 @@ class ReplyAssembler:
         return self._tokenizer.token_text(token_id)
 
 
+def sources(finished: Finished) -> dict[str, int]:
+    """Where the cached tokens of a request were found."""
+    host, disk = finished.host_tokens, finished.disk_tokens
+    return {"device": finished.cached_tokens - host - disk, "host": host, "disk": disk}
+
+
 def error_of(rejected: Rejected) -> RequestError:
     """The error that a `Rejected` names, to be raised."""
     kind = ERRORS.get(rejected.kind, RequestError)
@@ -269,6 +279,7 @@ def model_info(
         "chat_template": chat.source if chat is not None else None,
         "bos_token": _token(tokenizer, None if tokenizer is None else tokenizer.bos_token_id),
         "eos_token": _token(tokenizer, next(iter(info.eos_token_ids), None)),
+        "eos_token_ids": list(info.eos_token_ids),
         "vocab_size": info.vocab_size,
         "context_length": info.context_length,
         "architecture": info.architecture,
@@ -285,11 +296,14 @@ def pinned_tokens(answer: Pinned) -> int:
     return answer.tokens
 
 
-def cache_tree(shown: TreeShown) -> dict[str, Any]:
+def cache_tree(
+    shown: TreeShown, preview: Callable[[list[int]], str] | None = None
+) -> dict[str, Any]:
     """What `GET /cache/tree` and `Engine.cache_tree` answer: the shape of the tree, no contents.
 
     What others wrote and the keys of their namespaces stay hidden: no token ids, and namespaces
-    are numbered as they come, the one without a key as 0.
+    are numbered as they come, the one without a key as 0. With `preview`, which gives the text of
+    tokens, each node has its first MAX_PREVIEW_CHARS characters and its namespace by name.
     """
     numbers = {"": 0}
     for node in shown.nodes:
@@ -298,7 +312,7 @@ def cache_tree(shown: TreeShown) -> dict[str, Any]:
         {
             "number": node.number,
             "parent": node.parent,
-            "namespace": numbers[node.namespace],
+            "namespace": numbers[node.namespace] if preview is None else node.namespace,
             "start": node.start,
             "tokens": node.n_tokens,
             "pages": node.n_pages,
@@ -307,6 +321,7 @@ def cache_tree(shown: TreeShown) -> dict[str, Any]:
             "pins": node.pins,
             "idle": node.idle,
         }
+        | ({} if preview is None else {"text": preview(node.token_ids)[:MAX_PREVIEW_CHARS]})
         for node in shown.nodes
     ]
     return {"total_nodes": shown.total, "nodes": nodes}

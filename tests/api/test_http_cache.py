@@ -1,8 +1,16 @@
-"""The routes of the cache over real sockets: pins, and a tree that shows no contents."""
+"""The routes of the cache over real sockets: pins, and a tree that shows contents only if told to."""
 
 import json
+import re
+import signal
+import subprocess
+import sys
+from pathlib import Path
 
+import httpx
 import pytest
+
+RAMIFY = Path(sys.executable).with_name("ramify")
 
 
 @pytest.fixture(autouse=True)
@@ -133,6 +141,52 @@ def test_the_tree_tells_neither_what_others_wrote_nor_their_keys(server):
         server.post("/cache/unpin", input_ids=[777, 778], cache_salt=salt)
     assert [node["namespace"] for node in shown.json()["nodes"]] == [1, 2]
     assert not any(secret in shown.text for secret in ("777", "778", "secret", "other", "salt"))
+
+
+def test_a_preview_shows_the_first_text_of_each_node_and_its_namespace(start_server):
+    """Short, and safe to print: control characters come escaped."""
+    server = start_server("fake:", "cache_preview=true")
+    server.post("/cache/pin", text='a"b\n\x1b[2J', ttl_s=60, cache_salt="mine")
+    server.post("/cache/pin", text="x" * 200, ttl_s=60)
+    server.post("/cache/pin", input_ids=[300] * 200, ttl_s=60)
+    shown = server.client.get("/cache/tree")
+    nodes = [(node["text"], node["namespace"]) for node in shown.json()["nodes"]]
+    assert nodes[1:] == [("x" * 64, ""), ('a"b\n\x1b[2J', "0:mine")]
+    assert nodes[0][0] == ("word300" * 10)[:64], "the name of a token is long"
+    assert "\x1b" not in shown.text
+    assert "\n" not in shown.text
+
+
+@pytest.fixture(scope="module")
+def open_server():
+    """The real command with the real model, whose operator shows contents."""
+    options = ["--threads", "1", "--max-total-tokens", "1024", "--port", "0", "--cache-preview"]
+    command = [RAMIFY, "serve", "smollm2", *options, "--log-level", "warning"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        lines = [process.stdout.readline() for _ in range(5)]
+        url = re.search(r"http://\S+(?=/v1)", lines[1])
+        assert url, lines
+        with httpx.Client(base_url=url[0], timeout=60) as made:
+            yield made
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(30) == 0
+
+
+@pytest.mark.model
+def test_with_the_preview_the_real_server_shows_texts_and_what_namespaces_hold(open_server):
+    prompt = "The quick brown fox jumps over the lazy dog, and then it sleeps until the next day."
+    metas = []
+    for salt in ("mine", "other"):
+        body = {"text": prompt, "sampling_params": {"max_new_tokens": 0}, "cache_salt": salt}
+        metas.append(open_server.post("/generate", json=body).json()["meta_info"])
+    assert [meta["cache_miss_reason"] for meta in metas] == ["never seen", "namespace"]
+    details = {"device": 0, "host": 0, "disk": 0}
+    assert [meta["cached_tokens_details"] for meta in metas] == [details, details]
+    nodes = open_server.get("/cache/tree").json()["nodes"]
+    assert [node["namespace"] for node in nodes] == ["0:other", "0:mine"]
+    for node in nodes:
+        assert len(node["text"]) in range(20, 65)
+        assert prompt.startswith(node["text"])
 
 
 @pytest.mark.parametrize(

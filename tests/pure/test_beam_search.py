@@ -135,7 +135,7 @@ class NoEngine:
     """Says what the model is. It is no test of generating, so it drops every request."""
 
     def model_info(self):
-        return {"vocab_size": 100, "context_length": 50}
+        return {"vocab_size": 100, "context_length": 50, "eos_token_ids": []}
 
     def get_tokenizer(self):
         return None

@@ -58,6 +58,7 @@ def test_text_comes_as_it_is_decoded_and_never_half_a_character():
         "prompt_tokens": 3,
         "completion_tokens": 6,
         "cached_tokens": 2,
+        "cached_tokens_details": {"device": 2, "host": 0, "disk": 0},
         "computed_tokens": 1,
         "cache_miss_reason": None,
         "e2e_latency": 2.5,
@@ -84,6 +85,16 @@ def test_the_end_says_why_prompt_tokens_were_computed():
     meta = made.reply()["meta_info"]
     assert (meta["cached_tokens"], meta["computed_tokens"]) == (1, 2)
     assert meta["cache_miss_reason"] == "evicted"
+
+
+def test_the_end_says_where_cached_tokens_were():
+    made = assembler()
+    feed(made, b"ab")
+    assert made.reply()["meta_info"]["cached_tokens_details"] is None, "known at the end only"
+    made.push(Finished("r", "length", None, 30, 20, 2, 0, 0.0, 0.0, None, 5, 7), 12.0)
+    meta = made.reply()["meta_info"]
+    assert meta["cached_tokens_details"] == {"device": 8, "host": 5, "disk": 7}
+    assert meta["cached_tokens"] == 20
 
 
 def test_a_timeout_is_an_abort_that_says_so():
@@ -239,5 +250,6 @@ def test_model_info_says_what_a_client_needs():
     assert info["chat_template"] == TOKENIZER.chat.source
     assert (info["bos_token"], info["eos_token"]) == (None, "<|end|>")
     assert (info["vocab_size"], info["context_length"]) == (1024, 64)
+    assert info["eos_token_ids"] == [EOS]
     bare = model_info(INFO, "dummy:x", "x", None)
     assert (bare["chat_template"], bare["eos_token"]) == (None, None)

@@ -201,7 +201,12 @@ def test_usage_counts_a_prompt_once_and_only_sure_cache_hits():
 
 @pytest.mark.parametrize(
     ("reason", "told"),
-    [("namespace", "never seen"), ("never seen", "never seen"), ("evicted", "evicted")],
+    [
+        ("namespace", "never seen"),
+        ("never seen", "never seen"),
+        ("evicted", "evicted"),
+        ("below threshold", "below threshold"),
+    ],
 )
 def test_a_client_is_not_told_what_other_namespaces_hold(reason, told):
     """It could find out, prompt by prompt, what others have sent."""
@@ -211,6 +216,8 @@ def test_a_client_is_not_told_what_other_namespaces_hold(reason, told):
         (chunk,) = answer.moved(0)
         assert chunk["meta_info"]["cache_miss_reason"] == told
         assert reason == told or reason not in json.dumps(answer.whole())
+    (chunk,) = NativeAnswer([assembler], ["i"], many=False, tells_all=True).moved(0)
+    assert chunk["meta_info"]["cache_miss_reason"] == reason, "unless the operator allows it"
 
 
 def test_a_completion_stream_tells_every_logprob_once():

@@ -68,7 +68,13 @@ def test_a_sequence_whose_client_leaves_is_an_abort(left):
 
 @pytest.mark.parametrize(
     ("reason", "counted"),
-    [("namespace", {"namespace": 1}), ("evicted", {"evicted": 1}), (None, {}), ("new", {})],
+    [
+        ("namespace", {"namespace": 1}),
+        ("evicted", {"evicted": 1}),
+        ("below threshold", {"below threshold": 1}),
+        (None, {}),
+        ("new", {}),
+    ],
 )
 def test_misses_are_counted_by_reason(reason, counted):
     """Operators see also the reason that clients are not told."""
@@ -121,12 +127,18 @@ def test_buckets_count_what_is_not_above_their_bound(given_values):
 
 
 def test_the_engines_numbers_are_there_when_it_answers():
-    stats = EngineStats(1, 2, 100, 30, 50, 400, 7, 1000, 600, 300, 4, 80)
+    stats = EngineStats(1, 2, 100, 30, 50, 400, 7, 1000, 600, 300, 4, 80, 70, 30, 9, 8, 5)
     lines = text(families(Metrics(), stats)).splitlines()
     for line in (
         "ramify:engine_up 1",
         'ramify:prompt_tokens_total{source="computed"} 400',
         'ramify:prompt_tokens_total{source="cached"} 600',
+        'ramify:cached_tokens_total{source="device"} 500',
+        'ramify:cached_tokens_total{source="host"} 70',
+        'ramify:cached_tokens_total{source="disk"} 30',
+        "ramify:host_pages 9",
+        "ramify:disk_pages 8",
+        "ramify:tier_losses_total 5",
         "ramify:generated_tokens_total 300",
         "ramify:retractions_total 4",
         "ramify:evicted_tokens_total 80",
