@@ -120,6 +120,11 @@ class Order:
             parent.served = None if self._is_program(branch) else branch
             branch = parent
 
+    def charge(self, request: Request, n_tokens: int) -> None:
+        """Count tokens that were computed or generated for a request, wherever it is now."""
+        if self._policy.fair:
+            self.service.charge(request.submit.program_id, n_tokens)
+
     def _key(self, item: Request | Branch) -> float:
         if isinstance(item, Request):
             return self._policy.key(item)
