@@ -207,6 +207,7 @@ class EngineStats(msgspec.Struct, frozen=True):
     host_pages: int = 0  # pages that host memory holds now, ...
     disk_pages: int = 0  # ... and that the disk holds
     tier_losses: int = 0  # pages that could not be kept, and files that could not be used
+    stale_rows: int = 0  # computed for requests that had ended meanwhile: see `overlap`
 
 
 class Inspected(Message, frozen=True):

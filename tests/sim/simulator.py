@@ -41,20 +41,21 @@ class FakeRunner:
     def __init__(self, n_pages: int, page_size: int) -> None:
         self.page_size = page_size
         self.slots: list[list[int | None]] = [[None] * page_size for _ in range(n_pages)]
-        self.rows: set[str] = set()
+        self.rows: dict[str, int] = {}  # by request: the token it sampled last
 
     def run(self, plan: StepPlan) -> StepResult:
         for request_id in plan.leaves:
-            self.rows.remove(request_id)
+            del self.rows[request_id]
         for enter in plan.enters:
             assert enter.request_id not in self.rows
-            self.rows.add(enter.request_id)
-        for copy in plan.copies:
+            self.rows[enter.request_id] = -1
+        for copy in plan.moves:
             n = copy.n_slots
             self.slots[copy.target][:n] = self.slots[copy.source][:n]
         for chunk in plan.chunks:  # all writes of a step come before all reads, as in a layer
-            assert chunk.request_id in self.rows
-            for position, token in enumerate(chunk.tokens, chunk.start):
+            last = self.rows[chunk.request_id]
+            tokens = [last] if chunk.follows else chunk.tokens
+            for position, token in enumerate(tokens, chunk.start):
                 page = chunk.pages[position // self.page_size]
                 self.slots[page][position % self.page_size] = token
         return StepResult(tuple(self._result(chunk) for chunk in plan.chunks))
@@ -67,6 +68,8 @@ class FakeRunner:
     def _result(self, chunk) -> ChunkResult:
         seen = self.read(chunk.pages, chunk.start + len(chunk.tokens))
         token = TokenLogprob(-1.0, next_token(seen)) if chunk.samples else None
+        if token is not None:
+            self.rows[chunk.request_id] = token.token_id
         rows = range(chunk.first_target_row, chunk.first_target_row + len(chunk.targets))
         scores = [
             # the score of a target says which row it came from, so a shifted row shows
@@ -138,7 +141,7 @@ def random_limits(rng: random.Random, pool_tokens: int) -> SchedulerLimits:
 class Simulation:
     """One seeded run. `run()` ends when every request is answered, or fails.
 
-    `limits` and `cache` are drawn from the seed unless given.
+    `limits`, `cache` and `overlap` are drawn from the seed unless given.
     """
 
     def __init__(
@@ -148,6 +151,7 @@ class Simulation:
         limits: SchedulerLimits | None = None,
         cache: PrefixCache | None = None,
         traced: bool = False,
+        overlap: bool | None = None,
     ) -> None:
         self.rng = rng = random.Random(seed)
         cache = cache or random_cache(rng)
@@ -158,9 +162,12 @@ class Simulation:
         self.traced = traced
         self.scheduler = Scheduler(self.limits, cache)
         self.runner = FakeRunner(n_pages, page_size)
+        self.overlap = rng.random() < 0.5 if overlap is None else overlap
+        self.in_flight: tuple[StepPlan, StepResult] | None = None
         self.clock = VirtualClock()
         self.trunks = [self._ids(rng.randint(1, self.context // 2)) for _ in range(3)]
         self.jobs: dict[str, Job] = {}
+        self.earlier: list[Job] = []  # whose ids were taken again
         self.waiting: dict[str, Job] = {}  # taken and not running, as the plans tell
         self.steps = self.pinned = 0
         self.trace: list[str] = []
@@ -178,7 +185,7 @@ class Simulation:
     def drain(self) -> None:
         """Let everything come to its end, and look at all of it."""
         for _ in range(20_000):
-            if self.scheduler.idle:
+            if self.scheduler.idle and self.in_flight is None:
                 break
             self.step()
         self._check_end()
@@ -216,7 +223,7 @@ class Simulation:
             program_id=rng.choice(["", "a", "b", request_id]),
             timeout_s=rng.uniform(0.01, 1.0) if rng.random() < 0.15 else None,
         )
-        return Job(message, prompt, len(self.jobs))
+        return Job(message, prompt, len(self.jobs) + len(self.earlier))
 
     def submit(self, job: Job) -> None:
         self.jobs[job.submit.request_id] = self.waiting[job.submit.request_id] = job
@@ -227,9 +234,12 @@ class Simulation:
 
     def _faults(self) -> None:
         if self.jobs and self.rng.random() < 0.15:
-            job = self.rng.choice(list(self.jobs.values()))
-            job.aborted = job.aborted or job.end is None
-            self._receive(self.scheduler.abort(job.submit.request_id, self.clock.now()))
+            self._abort(self.rng.choice(list(self.jobs)))
+        if self.scheduler.running and self.rng.random() < 0.1:  # and take the free id at once
+            request_id = self.rng.choice(list(self.scheduler.running))
+            self._abort(request_id)
+            self.earlier.append(self.jobs[request_id])
+            self.submit(self._request(request_id))
         if self.jobs and self.rng.random() < 0.1:
             self._pin_or_unpin(self.rng.choice(list(self.jobs.values())))
         if self.rng.random() < 0.05:
@@ -240,6 +250,11 @@ class Simulation:
                 rejected = self.scheduler.submit(job.submit, self.clock.now())
                 assert rejected is not None
                 assert rejected.param == "rid"
+
+    def _abort(self, request_id: str) -> None:
+        job = self.jobs[request_id]
+        job.aborted = job.aborted or job.end is None
+        self._receive(self.scheduler.abort(request_id, self.clock.now()))
 
     def _pin_or_unpin(self, job: Job) -> None:
         cache, now = self.scheduler.cache, self.clock.now()
@@ -262,8 +277,11 @@ class Simulation:
             self._check_plan(plan)
             if self.traced:
                 self.trace.append(repr(plan))
-            result = self.runner.run(plan)
-            self._receive(self.scheduler.apply(plan, result, self.clock.now()))
+        launched = None if plan is None else (plan, self.runner.run(plan))
+        if self.overlap:  # the step before this one is learned of only now
+            launched, self.in_flight = self.in_flight, launched
+        if launched is not None:
+            self._receive(self.scheduler.apply(*launched, self.clock.now()))
         if self.steps % CHECK_EVERY == 0:
             assert self.scheduler.violations() == []
 
@@ -285,8 +303,10 @@ class Simulation:
     def _check_plan(self, plan: StepPlan) -> None:
         assert 0 < plan.n_tokens <= self.limits.step_tokens
         running = self.scheduler.running
-        decoding = sum(running[chunk.request_id].state is State.DECODE for chunk in plan.chunks)
-        prompts = plan.n_tokens - decoding  # a decoding request has a chunk of one
+        decoding = [
+            c for c in plan.chunks if c.follows or running[c.request_id].state is State.DECODE
+        ]
+        prompts = plan.n_tokens - len(decoding)  # a decoding request has a chunk of one
         prefills = sum(r.state is State.PREFILL for r in running.values())
         wanting = prefills + len(self.scheduler.waiting)
         most = (self.limits.mixed_tokens or self.limits.step_tokens) * wanting
@@ -305,7 +325,7 @@ class Simulation:
     def _check_end(self) -> None:
         assert self.scheduler.idle
         assert self.scheduler.violations() == []
-        for job in self.jobs.values():
+        for job in [*self.earlier, *self.jobs.values()]:
             assert job.end is not None, f"{job.submit.request_id} was never answered"
             if isinstance(job.end, Finished):
                 self._check_job(job, job.end)

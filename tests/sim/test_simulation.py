@@ -3,6 +3,7 @@
 import random
 import sys
 from collections import Counter
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -31,10 +32,10 @@ def test_every_request_is_answered_with_the_tokens_it_gets_alone(block):
 
 def test_the_seeds_cover_what_they_are_meant_to_cover():
     """Retractions, evictions, hits, aborts, full queues: all happen, or the test proves little."""
-    retractions = evictions = hits = aborts = rejections = timeouts = pinned = 0
+    retractions = evictions = hits = aborts = rejections = timeouts = pinned = stale = overlaps = 0
     policies = Counter()
     reasons = Counter()
-    for seed in range(60):
+    for seed in range(80):
         simulation = Simulation(seed)
         simulation.run()
         stats = simulation.scheduler.stats()
@@ -47,9 +48,12 @@ def test_the_seeds_cover_what_they_are_meant_to_cover():
         timeouts += sum(end.reason == "timeout" for end in ends)
         reasons.update(end.miss_reason for end in ends)
         pinned += simulation.pinned
+        stale += stats.stale_rows
+        overlaps += simulation.overlap
         policies[simulation.limits.schedule_policy] += stats.steps
     assert min(retractions, aborts, rejections, timeouts) > 20
     assert min(evictions, hits, pinned) > 1000
+    assert min(stale, overlaps, 80 - overlaps) > 20
     assert set(policies) == set(POLICIES)
     assert min(policies.values()) > 300
     assert min(reasons[reason] for reason in MISS_REASONS) > 20
@@ -79,7 +83,19 @@ def test_the_same_seed_gives_the_same_plans():
         assert runs[0].trace == runs[1].trace == runs[2].trace
 
 
-FAULTS = ["lost page", "missed copy", "wrong page", "lost lock", "no aging", "no deadlines"]
+FAULTS = [
+    "lost page",
+    "missed copy",
+    "wrong page",
+    "lost lock",
+    "no aging",
+    "no deadlines",
+    "old token",
+    "stale result",
+]
+
+
+OVERLAP_FAULTS = ("old token", "stale result")  # those that need a step in flight
 
 
 @pytest.mark.parametrize("fault", FAULTS)
@@ -87,13 +103,21 @@ def test_a_planted_fault_is_caught(fault):
     """The checks can fail: each planted fault is found in many of the runs."""
     caught = 0
     for seed in range(30):
-        simulation = Simulation(seed)
+        simulation = Simulation(seed, overlap=True if fault in OVERLAP_FAULTS else None)
         plant(simulation, fault)
         try:
             simulation.run()
-        except (AssertionError, TypeError, IndexError):
+        except (AssertionError, TypeError, IndexError, ZeroDivisionError):
             caught += 1
     assert caught >= 10
+
+
+def apply_all(scheduler, apply, plan, result, now):
+    """Take every result for one of the request's present admission."""
+    for chunk in plan.chunks:
+        if (request := scheduler.running.get(chunk.request_id)) is not None:
+            object.__setattr__(chunk, "admission", request.admission)
+    return apply(plan, result, now)
 
 
 def plant(simulation, fault):
@@ -103,6 +127,8 @@ def plant(simulation, fault):
         scheduler.waiting.aging.overdue = lambda: None
     if fault == "no deadlines":
         scheduler.expire = lambda now: []
+    if fault == "stale result":
+        scheduler.apply = partial(apply_all, scheduler, scheduler.apply)
 
     def faulty(plan):
         if fault == "lost page" and plan.number == 5 and cache.pages.n_free:
@@ -112,7 +138,9 @@ def plant(simulation, fault):
                 if lease.node is not None and lease.node.locks:
                     cache.tree.unlock(lease.node)
         if fault == "missed copy":
-            object.__setattr__(plan, "copies", ())
+            object.__setattr__(plan, "moves", ())
+        if fault == "old token":
+            runner.rows.update((c.request_id, 1) for c in plan.chunks if c.follows)
         if fault == "wrong page" and plan.number % 5 == 0:
             chunk = plan.chunks[-1]
             object.__setattr__(chunk, "pages", (*chunk.pages[:-1], chunk.pages[0]))

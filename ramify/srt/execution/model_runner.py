@@ -1,18 +1,28 @@
 """Carries out step plans: the only place that computes.
 
-launch(plan) -> Pending      copies, one forward pass over all chunks, logits of wanted rows
+launch(plan) -> Pending      moves, one forward pass over all chunks, logits of wanted rows
 Pending.result()             tokens and log-probabilities, in the order of the plan's chunks
+
+`Ahead` does the same on a thread of its own, one plan after the other, so that `launch` returns at
+once:
+
+    main      plan 1  launch | plan 2  launch | wait 1  apply 1 | plan 3  launch | wait 2 ...
+    thread                   [ step 1                 ][ step 2                      ][ step 3 ...
 """
 
+from array import array
 from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from ramify.kernels.ops import Ops
 from ramify.radix_cache.kv_pool import KvPool
+from ramify.radix_cache.plans import PageCopy
 from ramify.srt.execution.logprobs import token_logprobs
 from ramify.srt.execution.sampler import sample
 from ramify.srt.execution.sampling_rows import SamplingRow
@@ -22,14 +32,28 @@ from ramify.srt.models.llama import LlamaModel
 from ramify.srt.scheduling.plan import Chunk, ChunkResult, StepPlan, StepResult
 
 
-@dataclass(frozen=True)
-class Pending:
-    """A launched step. On a CPU it is done when `launch` returns."""
-
-    done: StepResult
+class Pending(Protocol):
+    """A launched step."""
 
     def result(self) -> StepResult:
-        return self.done
+        """Wait for it. Raises what it raised."""
+        ...
+
+
+class Runner(Protocol):
+    """What carries out plans, in the order in which they are launched."""
+
+    def launch(self, plan: StepPlan) -> Pending: ...
+
+
+@dataclass(frozen=True)
+class Done:
+    """A step that was over when `launch` returned."""
+
+    value: StepResult
+
+    def result(self) -> StepResult:
+        return self.value
 
 
 @contextmanager
@@ -68,10 +92,10 @@ class ModelRunner:
         self._share = not deterministic
         self._min_items = 1 if deterministic else 2 * torch.get_num_threads()
 
-    def launch(self, plan: StepPlan) -> Pending:
+    def launch(self, plan: StepPlan) -> Done:
         """Carry out a plan, in the order that StepPlan states."""
         with torch.inference_mode(), _torch_threads(self.model.ops):
-            return Pending(self._run(plan))
+            return Done(self._run(plan))
 
     def _run(self, plan: StepPlan) -> StepResult:
         for request_id in plan.leaves:
@@ -79,13 +103,29 @@ class ModelRunner:
         for enter in plan.enters:
             vocab_size = self.model.config.vocab_size
             self._rows[enter.request_id] = SamplingRow(enter, vocab_size, self._eos_token_ids)
-        self.pool.copy(plan.copies)
-        step = step_tensors(plan, self.pool.page_size, share=self._share, min_items=self._min_items)
+        self.pool.copy(tuple(move for move in plan.moves if isinstance(move, PageCopy)))
+        if not plan.chunks:
+            return StepResult(())
+        step = step_tensors(
+            self._known(plan.chunks),
+            self.pool.page_size,
+            share=self._share,
+            min_items=self._min_items,
+        )
         hidden = self.model.forward(step.inputs, self.pool)
         if not len(step.wanted_rows):
             return StepResult(tuple(ChunkResult(None) for _ in plan.chunks))
         logits = self.model.logits(hidden[step.wanted_rows])
         return self._results(plan, logits)
+
+    def _known(self, chunks: tuple[Chunk, ...]) -> tuple[Chunk, ...]:
+        """The chunks with the tokens that were not known when they were planned."""
+        return tuple(
+            replace(chunk, tokens=array("I", [self._rows[chunk.request_id].last_token]))
+            if chunk.follows
+            else chunk
+            for chunk in chunks
+        )
 
     def _results(self, plan: StepPlan, logits: Tensor) -> StepResult:
         """Split the wanted rows between target scores and sampling, chunk by chunk."""
@@ -125,3 +165,19 @@ class ModelRunner:
             else:
                 news.append(TokenLogprob(None, token))
         return news
+
+
+class Ahead:
+    """A runner on a thread of its own."""
+
+    def __init__(self, runner: Runner) -> None:
+        self._runner = runner
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="ramify-runner")
+
+    def launch(self, plan: StepPlan) -> Pending:
+        """Carry out a plan when those launched before it are done."""
+        pending: Future[StepResult] = self._thread.submit(self._carry_out, plan)
+        return pending
+
+    def _carry_out(self, plan: StepPlan) -> StepResult:
+        return self._runner.launch(plan).result()

@@ -19,6 +19,7 @@ class SamplingRow:
         self.top_logprobs = enter.top_logprobs
         self._n_prompt = len(enter.prompt)
         self._n_output = 0
+        self.last_token = -1  # none yet
         ends = () if self.params.ignore_eos else eos_token_ids
         self._ends = torch.tensor(sorted({*ends, *self.params.stop_token_ids}), dtype=torch.long)
         bias = self.params.logit_bias
@@ -42,6 +43,7 @@ class SamplingRow:
     def note(self, token: int) -> None:
         """Remember a generated token."""
         self._n_output += 1
+        self.last_token = token
         if self._counts is not None and self._seen is not None:
             self._counts[token] += 1.0
             self._seen[token] = True

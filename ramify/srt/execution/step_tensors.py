@@ -1,5 +1,6 @@
 """A step plan as tensors: which rows exist, where they write, what they read, which are sampled."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -9,7 +10,7 @@ from torch import Tensor
 from ramify.kernels.work_list import make_work_list
 from ramify.srt.attention.inputs import StepInputs
 from ramify.srt.attention.work_list import QueryRun, plan_items
-from ramify.srt.scheduling.plan import StepPlan
+from ramify.srt.scheduling.plan import Chunk
 
 
 @dataclass(frozen=True)
@@ -24,14 +25,14 @@ class StepTensors:
 
 
 def step_tensors(
-    plan: StepPlan, page_size: int, *, share: bool = True, min_items: int = 1
+    chunks: Sequence[Chunk], page_size: int, *, share: bool = True, min_items: int = 1
 ) -> StepTensors:
-    """Lay the plan's chunks out one after the other. `share`, `min_items`: see `plan_items`."""
+    """Lay the chunks of a plan out one after the other. `share`, `min_items`: see `plan_items`."""
     ids, positions, slots = [], [], []
     wanted: list[int] = []
     runs: list[QueryRun] = []
     first_row = 0
-    for chunk in plan.chunks:
+    for chunk in chunks:
         n = len(chunk.tokens)
         where = np.arange(chunk.start, chunk.start + n)
         pages = np.array(chunk.pages)

@@ -3,12 +3,18 @@
 Everything is a chunk: rows of one request at consecutive positions, with its page table. A prefill
 chunk has many rows, a decode row is a chunk of one. Only integers and tuples; a plan can be
 printed, stored and replayed.
+
+Plans are carried out in order, one after the other. So a plan may be made while the one before it
+still runs (overlap), and name tokens that are not known yet:
+
+    plan 7   r: positions 0..4, samples            runs
+    plan 8   r: position 5, follows                made meanwhile: its token is what plan 7 samples
 """
 
 from array import array
 from dataclasses import dataclass
 
-from ramify.radix_cache.plans import PageCopy
+from ramify.radix_cache.plans import Move
 from ramify.srt.messages import TokenLogprob
 from ramify.srt.sampling_params import SamplingParams
 
@@ -31,26 +37,30 @@ class Chunk:
 
     `pages[k]` holds positions k * P .. (k + 1) * P - 1. With `samples`, the logits of the last row
     choose the next token. `targets` are tokens whose log-probability is wanted: targets[i] is
-    scored by row `first_target_row + i`.
+    scored by row `first_target_row + i`. A chunk that `follows` has one row, whose token is the one
+    that the request sampled last; `tokens` only holds its place. The scheduler counts admissions:
+    the result of a chunk from an `admission` that is over is not wanted any more.
     """
 
     request_id: str
+    admission: int
     start: int
     tokens: "array[int]"
     pages: tuple[int, ...]
     samples: bool
     first_target_row: int = 0
     targets: tuple[int, ...] = ()
+    follows: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class StepPlan:
-    """One step, executed in this order: `leaves`, `enters`, `copies`, all `chunks` as one batch."""
+    """One step, executed in this order: `leaves`, `enters`, `moves`, all `chunks` as one batch."""
 
     number: int
     leaves: tuple[str, ...]
     enters: tuple[Enter, ...]
-    copies: tuple[PageCopy, ...]
+    moves: tuple[Move, ...]
     chunks: tuple[Chunk, ...]
 
     @property

@@ -20,7 +20,7 @@ from ramify.srt.messages import Submit, TokenLogprob
 class State(StrEnum):
     WAITING = "waiting"  # holds no pages
     PREFILL = "prefill"  # has pages for all its tokens; not all are computed
-    DECODE = "decode"  # all but the newest token are computed
+    DECODE = "decode"  # all but the newest known token are computed
     FINISHED = "finished"  # answered; holds nothing
 
 
@@ -48,7 +48,15 @@ class IllegalEvent(Exception):
 
 @dataclass(eq=False, slots=True)
 class Request:
-    """`tokens` is prompt and output; the first `computed` of them have their keys and values."""
+    """`tokens` is prompt and output; the first `computed` of them have their keys and values.
+
+    Plans reach further than what is known, by the step in flight. `launched` positions are computed
+    or in a launched plan, `ahead` tokens are being sampled:
+
+        tokens      t0 t1 t2 t3 t4 t5                  a plan that computes 3..5 and samples is in
+        computed    -------> 3                         flight, so position 6 can be planned, though
+        launched    ----------------> 6   ahead 1      its token is not known: that chunk `follows`
+    """
 
     submit: Submit
     number: int  # order of arrival
@@ -59,6 +67,9 @@ class Request:
     state: State = State.WAITING
     lease: Lease | None = None
     computed: int = 0
+    launched: int = 0
+    ahead: int = 0
+    admission: int = 0  # the number of its latest admission
     cached_tokens: int = -1  # found computed at the first admission; -1 before it
     admitted_s: float = -1.0
     first_token_s: float = -1.0
@@ -85,6 +96,21 @@ class Request:
     @property
     def n_output(self) -> int:
         return len(self.tokens) - self.prompt_length
+
+    @property
+    def length(self) -> int:
+        """Tokens known and being sampled."""
+        return len(self.tokens) + self.ahead
+
+    @property
+    def decodes(self) -> bool:
+        """Whether nothing but its newest token is left to compute, whether it is known or not."""
+        return self.ahead > 0 or self.state is State.DECODE
+
+    @property
+    def goes_on(self) -> bool:
+        """Whether more tokens may be sampled than are sampled or being sampled."""
+        return self.n_output + self.ahead < self.max_new_tokens
 
     @property
     def ran(self) -> bool:

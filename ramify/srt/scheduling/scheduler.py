@@ -5,12 +5,18 @@
     plan             grow decodes (retracting when pages run out), continue prefills, admit
     apply            fold a step's result: publish, append, finish
 
+A step may be planned while the one before it runs: `plan` needs no result of the latest plan, only
+of those before it. What ends or is retracted meanwhile is over at once, with pages and all: steps
+are carried out in order, so whoever gets its pages writes them after it did, and nothing is
+published before it is applied. The results of its chunks in flight are stale, and dropped.
+
 Every accepted request is answered by exactly one Finished.
 """
 
+from array import array
+
 from ramify.radix_cache import invariants
 from ramify.radix_cache.key import as_tokens
-from ramify.radix_cache.plans import PageCopy
 from ramify.radix_cache.prefix_cache import PrefixCache
 from ramify.srt.ids import FinishReason
 from ramify.srt.messages import EngineStats, Finished, Rejected, Submit, ToFrontend, TokenLogprob
@@ -21,6 +27,8 @@ from ramify.srt.scheduling.plan import Chunk, ChunkResult, Enter, StepPlan, Step
 from ramify.srt.scheduling.queue_policy import POLICIES
 from ramify.srt.scheduling.request import Event, Request, State
 from ramify.srt.scheduling.waiting import WaitingQueue
+
+UNKNOWN = array("I", [0])  # holds the place of a token that is being sampled
 
 
 class Scheduler:
@@ -33,11 +41,10 @@ class Scheduler:
         self.waiting = WaitingQueue(self.policy, limits.starvation_bound, cache)
         self.running: dict[str, Request] = {}  # in order of admission
         self._timed: LazyHeap[Request] = LazyHeap(lambda request: request.deadline)
-        self._leaves: list[str] = []  # for the next plan, as are the next two
+        self._leaves: list[str] = []  # for the next plan, as is the next
         self._enters: list[Enter] = []
-        self._copies: list[PageCopy] = []
-        self._arrivals = self._steps = self._retractions = 0
-        self._prompt_tokens = self._cached_tokens = self._generated_tokens = 0
+        self._arrivals = self._steps = self._retractions = self._admissions = 0
+        self._prompt_tokens = self._cached_tokens = self._generated_tokens = self._stale_rows = 0
 
     # --- requests come and go --------------------------------------------------------------------
 
@@ -102,12 +109,13 @@ class Scheduler:
         self._grow_decodes()
         if self.policy.preempts:
             self._preempt()
-        chunks = [self._chunk(r, 1) for r in self.running.values() if r.state is State.DECODE]
+        decoding = [r for r in self.running.values() if r.decodes]
+        chunks = [self._chunk(r, 1) for r in decoding if r.goes_on]
         budget = self.limits.step_tokens - len(chunks)
         if chunks:  # somebody is being answered: a long prompt must not make the step long
             budget = min(budget, self._mixed_budget())
         for request in self.running.values():
-            if request.state is State.PREFILL and budget > 0:
+            if not request.decodes and request.launched < len(request.tokens) and budget > 0:
                 chunks.append(self._chunk(request, budget))
                 budget -= len(chunks[-1].tokens)
         headroom = admission.headroom_pages(self.running, self.cache.page_size)
@@ -124,35 +132,40 @@ class Scheduler:
         """
         if self.limits.mixed_tokens is None:
             return self.limits.step_tokens
-        prefills = sum(r.state is State.PREFILL for r in self.running.values())
+        prefills = sum(not r.decodes for r in self.running.values())
         return self.limits.mixed_tokens * (prefills + len(self.waiting))
 
     def _step(self, chunks: list[Chunk]) -> StepPlan:
         self._steps += 1
-        leaves, enters, copies = tuple(self._leaves), tuple(self._enters), tuple(self._copies)
-        self._leaves, self._enters, self._copies = [], [], []
-        return StepPlan(self._steps, leaves, enters, copies, tuple(chunks))
+        leaves, enters = tuple(self._leaves), tuple(self._enters)
+        self._leaves, self._enters = [], []
+        return StepPlan(self._steps, leaves, enters, self.cache.take_moves(), tuple(chunks))
 
     def _chunk(self, request: Request, budget: int) -> Chunk:
-        start = request.computed
-        end = min(start + budget, len(request.tokens))
+        start = request.launched
+        end = min(start + budget, request.length)
         first, targets = _targets(request, start, end)
+        samples = end == request.length and request.max_new_tokens > 0
+        request.launched = end
+        request.ahead += samples
         return Chunk(
             request_id=request.id,
+            admission=request.admission,
             start=start,
-            tokens=request.tokens[start:end],
+            tokens=request.tokens[start:end] or UNKNOWN,
             pages=tuple(request.held_lease.table),
-            samples=end == len(request.tokens) and request.max_new_tokens > 0,
+            samples=samples,
             first_target_row=first,
             targets=targets,
+            follows=start >= len(request.tokens),
         )
 
     def _grow_decodes(self) -> None:
         """A slot for the newest token of every decoding request, the oldest request first."""
         for request in sorted(self.running.values(), key=lambda r: r.number):
-            while request.state is State.DECODE and not self.cache.ensure(
-                request.held_lease, len(request.tokens)
-            ):
+            while request.decodes and request.goes_on:
+                if self.cache.ensure(request.held_lease, request.length):
+                    break
                 self._make_way()
 
     def _make_way(self) -> None:
@@ -197,11 +210,11 @@ class Scheduler:
         request.on(Event.ADMIT)
         self.waiting.admit(request)
         self.running[request.id] = request
-        request.computed = request.held_lease.n_cached
+        self._admissions += 1
+        request.admission = self._admissions
+        request.computed = request.launched = request.held_lease.n_cached
         if not request.ran:
             self._count_first_admission(request, now)
-        if request.held_lease.copy is not None:
-            self._copies.append(request.held_lease.copy)
         if request.wants_prompt_logprobs and request.submit.logprob_start == 0:
             request.prompt_logprobs.append(TokenLogprob(None, request.tokens[0]))
         self._enters.append(_enter(request))
@@ -222,13 +235,18 @@ class Scheduler:
         """Fold the result of `plan` into the state. Returns what the frontends are to be told."""
         replies: list[ToFrontend] = []
         for chunk, done in zip(plan.chunks, result.chunks, strict=True):
-            replies += self._apply(self.running[chunk.request_id], chunk, done, now)
+            request = self.running.get(chunk.request_id)
+            if request is None or request.admission != chunk.admission:
+                self._stale_rows += len(chunk.tokens)
+            else:
+                replies += self._apply(request, chunk, done, now)
         return replies
 
     def _apply(
         self, request: Request, chunk: Chunk, done: ChunkResult, now: float
     ) -> list[ToFrontend]:
         request.computed = chunk.start + len(chunk.tokens)
+        request.ahead -= chunk.samples
         request.prompt_logprobs += done.target_logprobs
         self._charge(request, chunk, done)
         if request.state is State.PREFILL:
@@ -273,7 +291,7 @@ class Scheduler:
         self.cache.commit(request.held_lease, request.tokens[: request.computed])
         self.cache.release(request.held_lease)
         request.lease = None
-        request.computed = 0
+        request.computed = request.launched = request.ahead = 0
 
     def _leave(self, request: Request) -> None:
         del self.running[request.id]
@@ -297,6 +315,7 @@ class Scheduler:
             generated_tokens=self._generated_tokens,
             retractions=self._retractions,
             evicted_tokens=self.cache.tree.evicted_tokens,
+            stale_rows=self._stale_rows,
         )
 
     def violations(self) -> list[str]:

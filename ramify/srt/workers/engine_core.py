@@ -16,7 +16,7 @@ from ramify.srt.clock import Clock, MonotonicClock
 from ramify.srt.config import EngineConfig
 from ramify.srt.errors import ConfigError
 from ramify.srt.execution.memory import pool_pages
-from ramify.srt.execution.model_runner import ModelRunner
+from ramify.srt.execution.model_runner import Ahead, ModelRunner, Pending, Runner
 from ramify.srt.messages import (
     EngineStats,
     ModelInfo,
@@ -33,6 +33,7 @@ from ramify.srt.messages import (
 from ramify.srt.models.config import ModelConfig
 from ramify.srt.models.llama import LlamaModel
 from ramify.srt.scheduling.limits import SchedulerLimits
+from ramify.srt.scheduling.plan import StepPlan
 from ramify.srt.scheduling.scheduler import Scheduler
 from ramify.srt.weights.reader import open_source
 from ramify.srt.weights.source import ModelFolder
@@ -46,12 +47,20 @@ class EngineCore:
     """Decide, do, learn: `step` is one turn of it."""
 
     def __init__(
-        self, scheduler: Scheduler, runner: ModelRunner, info: ModelInfo, clock: Clock
+        self,
+        scheduler: Scheduler,
+        runner: Runner,
+        info: ModelInfo,
+        clock: Clock,
+        *,
+        overlap: bool = False,
     ) -> None:
         self.scheduler = scheduler
         self.runner = runner
         self.info = info
         self._clock = clock
+        self._overlap = overlap  # whether one step runs while the next is planned: this one
+        self._in_flight: tuple[StepPlan, Pending] | None = None
 
     @classmethod
     def load(cls, config: EngineConfig, folder: ModelFolder) -> "EngineCore":
@@ -101,14 +110,17 @@ class EngineCore:
             reuse=not config.disable_radix_cache,
             pin_share=config.pin_share,
         )
-        runner = ModelRunner(
+        runner: Runner = ModelRunner(
             model, pool, model_config.eos_token_ids, deterministic=config.deterministic
         )
-        return cls(Scheduler(_limits(config, info), cache), runner, info, MonotonicClock())
+        if config.overlap:
+            runner = Ahead(runner)
+        scheduler = Scheduler(_limits(config, info), cache)
+        return cls(scheduler, runner, info, MonotonicClock(), overlap=config.overlap)
 
     @property
     def idle(self) -> bool:
-        return self.scheduler.idle
+        return self.scheduler.idle and self._in_flight is None
 
     def submit(self, message: Submit, now: float) -> Rejected | None:
         return self.scheduler.submit(message, now)
@@ -150,14 +162,18 @@ class EngineCore:
     def step(self) -> list[ToFrontend]:
         """End what is too late, then one step, if there is anything to compute.
 
-        Returns what the frontends are to be told.
+        With overlap, a step is launched, and then the one launched before it is waited for. Returns
+        what the frontends are to be told.
         """
         now = self._clock.now()
         replies = self.scheduler.expire(now)
         plan = self.scheduler.plan(now)
-        if plan is not None:
-            result = self.runner.launch(plan).result()
-            replies += self.scheduler.apply(plan, result, self._clock.now())
+        launched = None if plan is None else (plan, self.runner.launch(plan))
+        if self._overlap:
+            launched, self._in_flight = self._in_flight, launched
+        if launched is not None:
+            done, pending = launched
+            replies += self.scheduler.apply(done, pending.result(), self._clock.now())
         return replies
 
 
