@@ -248,7 +248,7 @@ class Scheduler:
         request.computed = chunk.start + len(chunk.tokens)
         request.ahead -= chunk.samples
         request.prompt_logprobs += done.target_logprobs
-        self._charge(request, chunk, done)
+        self.waiting.order.charge(request, len(chunk.tokens) + chunk.samples)
         if request.state is State.PREFILL:
             self.cache.commit(request.held_lease, request.tokens[: request.computed])
             if request.computed < len(request.tokens):
@@ -266,12 +266,6 @@ class Scheduler:
         if ended is not None:
             replies.append(self._finish(request, *ended, now))
         return replies
-
-    def _charge(self, request: Request, chunk: Chunk, done: ChunkResult) -> None:
-        """Under a fair policy, count what the request's program was served."""
-        if self.policy.fair:
-            served = len(chunk.tokens) + (done.token is not None)
-            self.waiting.order.service.charge(request.submit.program_id, served)
 
     def _finish(
         self, request: Request, reason: FinishReason, matched: int | None, now: float
