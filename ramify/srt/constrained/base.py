@@ -1,0 +1,95 @@
+"""What every grammar engine is to the runtime: three protocols and one error.
+
+    GrammarBackend.compile(spec) -> CompiledGrammar        once per grammar, off the loop
+    CompiledGrammar.new_matcher() -> Matcher               once per request, cheap
+    per token:  fill(row) -> sample -> accept(token) -> forced() -> accept each of them -> ...
+
+A bitmask row is `words(vocab_size)` int32: bit i % 32 of word i // 32 says whether token i may come.
+Words and bits past the tokenizer's vocabulary are 0: what the head has more is never allowed.
+"""
+
+from typing import Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from ramify.srt.grammar import GrammarSpec
+
+Row = npt.NDArray[np.int32]
+
+
+def words(vocab_size: int) -> int:
+    """Words of a bitmask row."""
+    return -(-vocab_size // 32)
+
+
+class GrammarError(Exception):
+    """A grammar cannot be used.
+
+    `code` is invalid_grammar, unsupported_schema, grammar_too_large or grammar_timeout. The message
+    names the keyword or position, and holds nothing of an engine's insides.
+    """
+
+    def __init__(self, code: str, message: str) -> None:
+        super().__init__(message)
+        self.code = code
+        self.message = message
+
+
+class Matcher(Protocol):
+    """Follows one output. Cheap to make; not thread-safe."""
+
+    def fill(self, row: Row) -> bool:
+        """Write which tokens may come next. False if none may: then the output cannot go on.
+
+        The end tokens are among them exactly where the output may end. Raises GrammarError when
+        the engine's limits are exceeded.
+        """
+        ...
+
+    def accept(self, token: int) -> bool:
+        """Go on with a token. False, and nothing changed, if it may not come."""
+        ...
+
+    def rollback(self, n: int) -> None:
+        """Take the last n accepted tokens back."""
+        ...
+
+    def forced(self) -> list[int]:
+        """The tokens that must come next, whatever is sampled; not accepted yet. Never an end
+        token. Adding them does not change the distribution of outputs."""
+        ...
+
+    def is_accepting(self) -> bool:
+        """Whether the output may end here."""
+        ...
+
+    def is_finished(self) -> bool:
+        """Whether nothing but the end may come: it was accepted, or is the only way on."""
+        ...
+
+    def fork(self) -> "Matcher":
+        """An independent matcher at the same place."""
+        ...
+
+
+class CompiledGrammar(Protocol):
+    """A grammar for one vocabulary. `unenforced` names what a lenient compile let go."""
+
+    @property
+    def nbytes(self) -> int: ...
+
+    @property
+    def unenforced(self) -> tuple[str, ...]: ...
+
+    def new_matcher(self) -> Matcher: ...
+
+
+class GrammarBackend(Protocol):
+    """An engine, bound to one vocabulary."""
+
+    name: str
+
+    def compile(self, spec: GrammarSpec) -> CompiledGrammar:
+        """Raises GrammarError."""
+        ...
