@@ -4,8 +4,8 @@
     CompiledGrammar.new_matcher() -> Matcher               once per request, cheap
     per token:  fill(row) -> sample -> accept(token) -> forced() -> accept each of them -> ...
 
-A bitmask row is `words(vocab_size)` int32: bit i % 32 of word i // 32 says whether token i may come.
-Words and bits past the tokenizer's vocabulary are 0: what the head has more is never allowed.
+A bitmask row is `words(vocab_size)` int32: bit i % 32 of word i // 32 says whether token i may
+come. Words and bits past the tokenizer's vocabulary are 0: what the head has more is never allowed.
 """
 
 from typing import Protocol
