@@ -37,6 +37,10 @@ TABLE = {
         "reference": _REFERENCE + "elementwise:silu_mul",
         "cpu": _CPU + "elementwise:silu_mul",
     },
+    "mask_logits": {
+        "reference": _REFERENCE + "logits:mask_logits",
+        "cpu": _CPU + "logits:mask_logits",
+    },
     "paged_attention": {
         "reference": _REFERENCE + "attention:paged_attention",
         "cpu": _CPU + "attention:paged_attention",

@@ -82,3 +82,11 @@ class Ops(Protocol):
 
         q [T, HQ, D]   k_pool, v_pool [N, HK, P, D] -> [T, HQ, D]
         """
+
+    def mask_logits(self, logits: Tensor, rows: Tensor, mask: Tensor) -> None:
+        """logits[rows[i], t] = -inf where bit t % 32 of mask[i, t // 32] is 0, in place.
+
+        What a mask is too short for is masked too. The other rows stay as they are.
+
+        logits [L, V] (changed)   rows [M] int64   mask [M, W] int32
+        """

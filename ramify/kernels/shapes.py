@@ -98,3 +98,12 @@ def check_attention(q: Tensor, k_pool: Tensor, v_pool: Tensor, positions: Tensor
     check_heads(heads, k_pool.shape[1], head_dim)
     if positions.shape[0] != tokens:
         raise ValueError(f"the work list is for {positions.shape[0]} tokens, q has {tokens}")
+
+
+def check_mask_logits(logits: Tensor, rows: Tensor, mask: Tensor) -> None:
+    """Raise ValueError unless there is one mask of 32-bit words for each of the rows."""
+    check_float("logits", logits, 2)
+    if mask.dim() != 2:
+        raise ValueError(f"mask must have 2 axes, got {mask.dim()}")
+    check_dense("mask", mask, torch.int32, *mask.shape)
+    check_dense("rows", rows, torch.int64, len(mask))

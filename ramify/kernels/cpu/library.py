@@ -12,7 +12,7 @@ from torch import Tensor
 from ramify.kernels.cpu.build import BuildError, build
 
 _HERE = Path(__file__).parent
-_SOURCES = ("elementwise.cpp", "linear.cpp", "paged_attention.cpp")
+_SOURCES = ("elementwise.cpp", "linear.cpp", "logits.cpp", "paged_attention.cpp")
 _HEADERS = ("pool.h", "tile.h", "vec.h")
 SUFFIX = {torch.bfloat16: "bf16", torch.float32: "fp32"}
 
@@ -29,6 +29,7 @@ _SIGNATURES = {
     "rms_norm": "pppp l i f i",
     "silu_mul": "pp l i i",
     "rope_write_kv": "ppppppppp lll iiii f i",
+    "mask_logits": "ppp ll ii i",
     "paged_attention": "pppppppppppp llllll iiii f i",
 }
 
