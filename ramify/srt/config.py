@@ -10,6 +10,7 @@ from ramify.srt.errors import ConfigError
 
 EVICTION_POLICIES = ("lru", "lfu", "slru", "fifo", "priority", "cost")
 SCHEDULE_POLICIES = ("lpm", "fcfs", "dfs-weight", "priority", "lof", "random", "program")
+GRAMMAR_BACKENDS = ("auto", "llguidance", "xgrammar", "outlines")
 DTYPES = ("auto", "bfloat16", "float32")
 LOG_LEVELS = ("debug", "info", "warning", "error")
 
@@ -78,6 +79,10 @@ class EngineConfig:
         64, "a request is overtaken at most this often before it goes first", "scheduling"
     )
     overlap: bool = option(False, "plan the next step while one is computed", "scheduling")
+    grammar_backend: str = option(
+        "auto", "engine for regexes, schemas and grammars", "grammar", GRAMMAR_BACKENDS
+    )
+    jump_forward: bool = option(True, "take forced tokens without sampling them", "grammar")
     record_trace: str | None = option(
         None, "file for what arrives and what is answered, to be replayed", "scheduling"
     )

@@ -12,6 +12,7 @@ from array import array
 
 import msgspec
 
+from ramify.srt.grammar import GrammarSpec
 from ramify.srt.sampling_params import SamplingParams
 
 
@@ -43,7 +44,8 @@ class Submit(Message, frozen=True):
     Requests of different `namespace`s never share cached tokens. A larger `priority` goes first
     under the priority policies. Requests of one `program_id` belong together; "" is a program of
     its own. With `timeout_s`, the request is ended that many seconds after its arrival. `account`
-    names the API key that it came with: accounts share the engine fairly.
+    names the API key that it came with: accounts share the engine fairly. An output keeps to the
+    `grammar`.
     """
 
     request_id: str
@@ -57,6 +59,7 @@ class Submit(Message, frozen=True):
     program_id: str = ""
     timeout_s: float | None = None
     account: str = ""
+    grammar: GrammarSpec | None = None
 
 
 class Abort(Message, frozen=True):
@@ -168,6 +171,8 @@ class Finished(Message, frozen=True):
     miss_reason: str | None = None  # why prompt tokens were computed: see PrefixCache.miss_reason
     host_tokens: int = 0  # of the cached tokens, those that came from host memory, ...
     disk_tokens: int = 0  # ... and those that came from disk
+    jump_forward_tokens: int = 0  # completion tokens that the grammar gave without sampling
+    unenforced: tuple[str, ...] = ()  # what a schema asks and nobody saw to
 
 
 class Rejected(Message, frozen=True):
@@ -207,6 +212,7 @@ class EngineStats(msgspec.Struct, frozen=True):
     host_pages: int = 0  # pages that host memory holds now, ...
     disk_pages: int = 0  # ... and that the disk holds
     tier_losses: int = 0  # pages that could not be kept, and files that could not be used
+    jump_forward_tokens: int = 0
     stale_rows: int = 0  # computed for requests that had ended meanwhile: see `overlap`
 
 

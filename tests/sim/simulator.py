@@ -18,7 +18,7 @@ from ramify.srt.clock import VirtualClock
 from ramify.srt.messages import Finished, Rejected, Submit, TokenLogprob, Tokens, pack_ids
 from ramify.srt.sampling_params import SamplingParams
 from ramify.srt.scheduling.limits import SchedulerLimits
-from ramify.srt.scheduling.plan import ChunkResult, StepPlan, StepResult
+from ramify.srt.scheduling.plan import ChunkResult, Enter, StepPlan, StepResult
 from ramify.srt.scheduling.queue_policy import POLICIES
 from ramify.srt.scheduling.request import State
 from ramify.srt.scheduling.scheduler import Scheduler
@@ -35,6 +35,23 @@ def next_token(tokens: "array[int]") -> int:
     return EOS if digest % 14 == 0 else 1 + digest // 14 % (N_TOKENS - 1)
 
 
+@dataclass(frozen=True)
+class FakeGrammar:
+    """Forces the tokens that would be sampled anyway, a few at a time: so no output may change."""
+
+    unenforced: tuple[str, ...] = ()
+
+    def forced(self, seen: "array[int]", most: int, ends: tuple[int, ...]) -> tuple[int, ...]:
+        sequence, run = array("I", seen), []
+        while len(run) < min(most, zlib.crc32(seen.tobytes()) % 5):
+            token = next_token(sequence)
+            if token in ends:
+                break
+            sequence.append(token)
+            run.append(token)
+        return tuple(run)
+
+
 class FakeRunner:
     """Carries out plans on slots that hold tokens. Asserts that a plan is one a runner could do."""
 
@@ -42,13 +59,15 @@ class FakeRunner:
         self.page_size = page_size
         self.slots: list[list[int | None]] = [[None] * page_size for _ in range(n_pages)]
         self.rows: dict[str, int] = {}  # by request: the token it sampled last
+        self.enters: dict[str, Enter] = {}
 
     def run(self, plan: StepPlan) -> StepResult:
         for request_id in plan.leaves:
-            del self.rows[request_id]
+            del self.rows[request_id], self.enters[request_id]
         for enter in plan.enters:
             assert enter.request_id not in self.rows
             self.rows[enter.request_id] = -1
+            self.enters[enter.request_id] = enter
         for copy in plan.moves:
             n = copy.n_slots
             self.slots[copy.target][:n] = self.slots[copy.source][:n]
@@ -68,8 +87,10 @@ class FakeRunner:
     def _result(self, chunk) -> ChunkResult:
         seen = self.read(chunk.pages, chunk.start + len(chunk.tokens))
         token = TokenLogprob(-1.0, next_token(seen)) if chunk.samples else None
+        forced: tuple[int, ...] = ()
         if token is not None:
             self.rows[chunk.request_id] = token.token_id
+            forced = self._forced(chunk, array("I", [*seen, token.token_id]))
         rows = range(chunk.first_target_row, chunk.first_target_row + len(chunk.targets))
         scores = [
             # the score of a target says which row it came from, so a shifted row shows
@@ -77,7 +98,15 @@ class FakeRunner:
             for row, target in zip(rows, chunk.targets, strict=True)
         ]
         assert all(0 <= row < len(chunk.tokens) for row in rows)
-        return ChunkResult(token, tuple(scores))
+        return ChunkResult(token, tuple(scores), forced)
+
+    def _forced(self, chunk, seen: "array[int]") -> tuple[int, ...]:
+        """Never an end; with scores wanted, no stop id either: both are sampled."""
+        enter = self.enters[chunk.request_id]
+        if enter.grammar is None or seen[-1] == EOS:
+            return ()
+        stops = enter.sampling.stop_token_ids if enter.return_logprob else ()
+        return enter.grammar.forced(seen, chunk.max_forced, (EOS, *stops))
 
 
 @dataclass
@@ -89,6 +118,8 @@ class Job:
     number: int  # order of arrival
     tokens: list[int] = field(default_factory=list)
     prompt_logprobs: list[TokenLogprob] | None = None
+    logprobs: list[TokenLogprob] = field(default_factory=list)
+    grammar: FakeGrammar | None = None
     end: Finished | Rejected | None = None
     aborted: bool = False
     arrived: float = 0.0
@@ -223,12 +254,13 @@ class Simulation:
             program_id=rng.choice(["", "a", "b", request_id]),
             timeout_s=rng.uniform(0.01, 1.0) if rng.random() < 0.15 else None,
         )
-        return Job(message, prompt, len(self.jobs) + len(self.earlier))
+        grammar = FakeGrammar() if rng.random() < 0.3 else None
+        return Job(message, prompt, len(self.jobs) + len(self.earlier), grammar=grammar)
 
     def submit(self, job: Job) -> None:
         self.jobs[job.submit.request_id] = self.waiting[job.submit.request_id] = job
         job.arrived = self.clock.now()
-        rejected = self.scheduler.submit(job.submit, job.arrived)
+        rejected = self.scheduler.submit(job.submit, job.arrived, job.grammar)
         if rejected is not None:
             self._receive([rejected])
 
@@ -291,6 +323,7 @@ class Simulation:
             assert job.end is None, f"{message.request_id} was told something after its end"
             if isinstance(message, Tokens):
                 job.tokens += message.token_ids
+                job.logprobs += message.logprobs or []
                 if message.prompt_logprobs is not None:
                     assert job.prompt_logprobs is None
                     job.prompt_logprobs = message.prompt_logprobs
@@ -306,7 +339,7 @@ class Simulation:
         decoding = [
             c for c in plan.chunks if c.follows or running[c.request_id].state is State.DECODE
         ]
-        prompts = plan.n_tokens - len(decoding)  # a decoding request has a chunk of one
+        prompts = plan.n_tokens - sum(len(c.tokens) for c in decoding)
         prefills = sum(r.state is State.PREFILL for r in running.values())
         wanting = prefills + len(self.scheduler.waiting)
         most = (self.limits.mixed_tokens or self.limits.step_tokens) * wanting
@@ -353,6 +386,10 @@ class Simulation:
             return
         assert (job.tokens, end.reason) == (tokens, reason)
         start = job.submit.logprob_start
+        if job.submit.return_logprob:
+            assert [entry.token_id for entry in job.logprobs] == job.tokens
+            for position, entry in enumerate(job.logprobs, len(job.prompt)):
+                assert entry.logprob in (-1.0, -float(position - 1))  # sampled, or forced
         if start >= 0:
             assert job.prompt_logprobs is not None
             got = [(entry.token_id, entry.logprob) for entry in job.prompt_logprobs]

@@ -33,6 +33,7 @@ def test_every_request_is_answered_with_the_tokens_it_gets_alone(block):
 def test_the_seeds_cover_what_they_are_meant_to_cover():
     """Retractions, evictions, hits, aborts, full queues: all happen, or the test proves little."""
     retractions = evictions = hits = aborts = rejections = timeouts = pinned = stale = overlaps = 0
+    jumped = 0
     policies = Counter()
     reasons = Counter()
     for seed in range(80):
@@ -50,10 +51,12 @@ def test_the_seeds_cover_what_they_are_meant_to_cover():
         pinned += simulation.pinned
         stale += stats.stale_rows
         overlaps += simulation.overlap
+        jumped += stats.jump_forward_tokens
         policies[simulation.limits.schedule_policy] += stats.steps
     assert min(retractions, aborts, rejections, timeouts) > 20
     assert min(evictions, hits, pinned) > 1000
     assert min(stale, overlaps, 80 - overlaps) > 20
+    assert jumped > 500
     assert set(policies) == set(POLICIES)
     assert min(policies.values()) > 300
     assert min(reasons[reason] for reason in MISS_REASONS) > 20

@@ -22,17 +22,28 @@ def ended(request: Request, eos_token_ids: Sequence[int]) -> tuple[FinishReason,
 
 
 def tokens(request: Request, token: TokenLogprob | None) -> Tokens:
-    """The news of one step; prompt log-probabilities go along once, when they are complete."""
+    """The news of one step; prompt log-probabilities go along once, when they are complete.
+
+    `token` was sampled. Tokens forced before it are told with their scores if these are wanted,
+    those forced after it then wait for theirs; else they are told at once.
+    """
     prompt = None
     if request.wants_prompt_logprobs:
         prompt, request.prompt_logprobs = request.prompt_logprobs, []
         request.prompt_logprobs_sent = True
-    new = [] if token is None else [token]
+    scored = None
+    if request.submit.return_logprob:
+        scored = [*request.forced_logprobs, token] if token is not None else []
+        request.forced_logprobs = []
+        news = [entry.token_id for entry in scored]
+    else:
+        news = request.tokens[request.prompt_length + request.told :].tolist()
+    request.told += len(news)
     return Tokens(
         request_id=request.id,
-        token_ids=[t.token_id for t in new],
+        token_ids=news,
         cached_tokens=request.cached_tokens,
-        logprobs=new if request.submit.return_logprob else None,
+        logprobs=scored,
         prompt_logprobs=prompt,
     )
 
@@ -52,7 +63,16 @@ def finished(request: Request, reason: FinishReason, matched: int | None, now: f
         queue_s=admitted_s - request.arrived_s,
         ttft_s=first_token_s - request.arrived_s,
         miss_reason=request.miss_reason,
+        jump_forward_tokens=request.jumped,
+        unenforced=() if request.grammar is None else request.grammar.unenforced,
     )
+
+
+def failed(request: Request, error: str) -> Rejected:
+    """The last word on a request whose grammar came to no end."""
+    grammar = request.submit.grammar
+    param = None if grammar is None else grammar.param
+    return Rejected(request.id, "InvalidRequest", error, param, "invalid_grammar")
 
 
 def refused(submit: Submit, kind: str, text: str, param: str | None = None) -> Rejected:

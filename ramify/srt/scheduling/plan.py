@@ -15,6 +15,7 @@ from array import array
 from dataclasses import dataclass
 
 from ramify.radix_cache.plans import Move
+from ramify.srt.constrained.base import CompiledGrammar
 from ramify.srt.messages import TokenLogprob
 from ramify.srt.sampling_params import SamplingParams
 
@@ -29,6 +30,7 @@ class Enter:
     output: "array[int]"  # tokens generated before a retraction
     top_logprobs: int
     return_logprob: bool
+    grammar: CompiledGrammar | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,7 +41,8 @@ class Chunk:
     choose the next token. `targets` are tokens whose log-probability is wanted: targets[i] is
     scored by row `first_target_row + i`. A chunk that `follows` has one row, whose token is the one
     that the request sampled last; `tokens` only holds its place. The scheduler counts admissions:
-    the result of a chunk from an `admission` that is over is not wanted any more.
+    the result of a chunk from an `admission` that is over is not wanted any more. `max_forced` is
+    how many tokens a grammar may add to the sampled one.
     """
 
     request_id: str
@@ -51,6 +54,7 @@ class Chunk:
     first_target_row: int = 0
     targets: tuple[int, ...] = ()
     follows: bool = False
+    max_forced: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,10 +74,18 @@ class StepPlan:
 
 @dataclass(frozen=True, slots=True)
 class ChunkResult:
-    """What came of one chunk: the sampled token, if it samples, and the scores of its targets."""
+    """What came of one chunk: the sampled token, if it samples, and the scores of its targets.
+
+    `forced` are the tokens that a grammar lets follow alone: they are part of the output, not
+    computed yet. With `complete` the grammar is at its end after them. `error` says why it cannot
+    go on: the request is over, and there is no token.
+    """
 
     token: TokenLogprob | None
     target_logprobs: tuple[TokenLogprob, ...] = ()
+    forced: tuple[int, ...] = ()
+    complete: bool = False
+    error: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

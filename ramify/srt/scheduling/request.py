@@ -14,6 +14,7 @@ from enum import StrEnum
 from math import inf
 
 from ramify.radix_cache.prefix_cache import Lease
+from ramify.srt.constrained.base import CompiledGrammar
 from ramify.srt.messages import Submit, TokenLogprob
 
 
@@ -82,6 +83,10 @@ class Request:
     hit_version: int = -1  # of the tree when `hit` was found
     prompt_logprobs: list[TokenLogprob] = field(default_factory=list)
     prompt_logprobs_sent: bool = False
+    grammar: CompiledGrammar | None = None
+    jumped: int = 0  # forced tokens of the output
+    told: int = 0  # tokens of the output that the frontend knows; ...
+    forced_logprobs: list[TokenLogprob] = field(default_factory=list)  # ... scores of the others
 
     @property
     def id(self) -> str:
@@ -109,8 +114,24 @@ class Request:
 
     @property
     def goes_on(self) -> bool:
-        """Whether more tokens may be sampled than are sampled or being sampled."""
+        """Whether its next token may be planned: there may be one, and what is allowed is known.
+
+        What a grammar allows next depends on the token that is being sampled.
+        """
+        if self.grammar is not None and self.ahead:
+            return False
         return self.n_output + self.ahead < self.max_new_tokens
+
+    @property
+    def max_forced(self) -> int:
+        """How many tokens may follow the next sampled one unsampled.
+
+        Their log-probabilities come from the chunk that computes them. If they are wanted, there
+        must be one more.
+        """
+        if self.grammar is None:
+            return 0
+        return self.max_new_tokens - self.n_output - 1 - self.submit.return_logprob
 
     @property
     def ran(self) -> bool:
@@ -127,14 +148,23 @@ class Request:
         return self.submit.logprob_start >= 0 and not self.prompt_logprobs_sent
 
     @property
+    def unscored(self) -> range:
+        """The positions of tokens whose log-probability is wanted from the chunks to come."""
+        if self.wants_prompt_logprobs:
+            return range(self.submit.logprob_start, self.prompt_length)
+        if self.submit.return_logprob:
+            return range(self.prompt_length + self.told, len(self.tokens))
+        return range(0)
+
+    @property
     def reuse_limit(self) -> int:
         """How many tokens may come from the cache: the last one never, its logits are needed.
 
-        The token before the first wanted prompt log-probability is computed too: it predicts it.
+        The token before the first one to be scored is computed too: it predicts it.
         """
         limit = len(self.tokens) - 1
-        if self.wants_prompt_logprobs:
-            limit = min(limit, max(self.submit.logprob_start - 1, 0))
+        if self.unscored:
+            limit = min(limit, max(self.unscored.start - 1, 0))
         return limit
 
     def on(self, event: Event) -> None:

@@ -18,6 +18,7 @@ from array import array
 from ramify.radix_cache import invariants
 from ramify.radix_cache.key import as_tokens
 from ramify.radix_cache.prefix_cache import PrefixCache
+from ramify.srt.constrained.base import CompiledGrammar
 from ramify.srt.ids import FinishReason
 from ramify.srt.messages import EngineStats, Finished, Rejected, Submit, ToFrontend, TokenLogprob
 from ramify.srt.scheduling import admission, answers
@@ -45,6 +46,7 @@ class Scheduler:
         self._enters: list[Enter] = []
         self._arrivals = self._steps = self._retractions = self._admissions = 0
         self._prompt_tokens = self._cached_tokens = self._generated_tokens = self._stale_rows = 0
+        self._jumped_tokens = 0
 
     # --- requests come and go --------------------------------------------------------------------
 
@@ -52,8 +54,10 @@ class Scheduler:
     def idle(self) -> bool:
         return not self.waiting and not self.running
 
-    def submit(self, message: Submit, now: float) -> Rejected | None:
-        """Take a request, or say why not."""
+    def submit(
+        self, message: Submit, now: float, grammar: CompiledGrammar | None = None
+    ) -> Rejected | None:
+        """Take a request, or say why not. `grammar` is what became of `message.grammar`."""
         tokens = as_tokens(message.token_ids)
         max_new = message.sampling.max_new_tokens
         most = self.limits.context_length
@@ -69,7 +73,9 @@ class Scheduler:
             text = f"timeout_s must be more than 0, got {message.timeout_s}"
             return answers.refused(message, "InvalidRequest", text, "timeout_s")
         self._arrivals += 1
-        request = Request(message, self._arrivals, tokens, len(tokens), max_new, now)
+        request = Request(
+            message, self._arrivals, tokens, len(tokens), max_new, now, grammar=grammar
+        )
         self.waiting.add(request)
         if message.timeout_s is not None:
             self._timed.put(request.number, request)
@@ -109,9 +115,12 @@ class Scheduler:
         self._grow_decodes()
         if self.policy.preempts:
             self._preempt()
-        decoding = [r for r in self.running.values() if r.decodes]
-        chunks = [self._chunk(r, 1) for r in decoding if r.goes_on]
-        budget = self.limits.step_tokens - len(chunks)
+        decoding = [r for r in self.running.values() if r.decodes and r.goes_on]
+        budget = self.limits.step_tokens - len(decoding)
+        chunks: list[Chunk] = []
+        for request in decoding:  # one row each, and the forced tokens of some
+            chunks.append(self._chunk(request, 1 + budget))
+            budget -= len(chunks[-1].tokens) - 1
         if chunks:  # somebody is being answered: a long prompt must not make the step long
             budget = min(budget, self._mixed_budget())
         for request in self.running.values():
@@ -158,6 +167,7 @@ class Scheduler:
             first_target_row=first,
             targets=targets,
             follows=start >= len(request.tokens),
+            max_forced=request.max_forced if samples else 0,
         )
 
     def _grow_decodes(self) -> None:
@@ -196,6 +206,7 @@ class Scheduler:
         request.retractions += 1
         self._retractions += 1
         request.prompt_logprobs.clear()
+        request.forced_logprobs.clear()
         self._give_back(request)
         self._leave(request)
         self.waiting.add(request)
@@ -247,30 +258,49 @@ class Scheduler:
     ) -> list[ToFrontend]:
         request.computed = chunk.start + len(chunk.tokens)
         request.ahead -= chunk.samples
-        request.prompt_logprobs += done.target_logprobs
+        scores = (
+            request.prompt_logprobs if request.wants_prompt_logprobs else request.forced_logprobs
+        )
+        scores += done.target_logprobs
         self.waiting.order.charge(request, len(chunk.tokens) + chunk.samples)
         if request.state is State.PREFILL:
             self.cache.commit(request.held_lease, request.tokens[: request.computed])
             if request.computed < len(request.tokens):
                 return []
             request.on(Event.PREFILLED)
-        if done.token is not None:
-            request.tokens.append(done.token.token_id)
-            self._generated_tokens += 1
-            if request.first_token_s < 0:
-                request.first_token_s = now
+        if done.error is not None:
+            self._finish(request, FinishReason.ABORT, None, now)
+            return [answers.failed(request, done.error)]
+        ended = self._extend(request, done, now)
         replies: list[ToFrontend] = []
         if done.token is not None or request.wants_prompt_logprobs:
             replies.append(answers.tokens(request, done.token))
-        ended = answers.ended(request, self.limits.eos_token_ids)
         if ended is not None:
             replies.append(self._finish(request, *ended, now))
         return replies
+
+    def _extend(
+        self, request: Request, done: ChunkResult, now: float
+    ) -> tuple[FinishReason, int | None] | None:
+        """Append the sampled token and those forced after it. Why the request ends, if it does."""
+        if done.token is None:
+            return answers.ended(request, self.limits.eos_token_ids)
+        if request.first_token_s < 0:
+            request.first_token_s = now
+        for i, token in enumerate((done.token.token_id, *done.forced)):
+            request.tokens.append(token)
+            request.jumped += i > 0
+            self._jumped_tokens += i > 0
+            self._generated_tokens += 1
+            if (ended := answers.ended(request, self.limits.eos_token_ids)) is not None:
+                return ended
+        return (FinishReason.STOP, None) if done.complete else None
 
     def _finish(
         self, request: Request, reason: FinishReason, matched: int | None, now: float
     ) -> Finished:
         request.on(Event.FINISH)
+        del request.tokens[request.prompt_length + request.told :]
         if request.id in self.running:
             self._give_back(request)
             self._leave(request)
@@ -309,6 +339,7 @@ class Scheduler:
             generated_tokens=self._generated_tokens,
             retractions=self._retractions,
             evicted_tokens=self.cache.tree.evicted_tokens,
+            jump_forward_tokens=self._jumped_tokens,
             stale_rows=self._stale_rows,
         )
 
@@ -323,10 +354,11 @@ class Scheduler:
 
 def _targets(request: Request, start: int, end: int) -> tuple[int, tuple[int, ...]]:
     """(first row, tokens) that rows start .. end - 1 score: row p scores token p + 1."""
-    if not request.wants_prompt_logprobs:
+    wanted = request.unscored
+    if not wanted:
         return 0, ()
-    first = max(start + 1, request.submit.logprob_start)
-    return first - 1 - start, tuple(request.tokens[first : min(end + 1, request.prompt_length)])
+    first = max(start + 1, wanted.start)
+    return first - 1 - start, tuple(request.tokens[first : min(end + 1, wanted.stop)])
 
 
 def _enter(request: Request) -> Enter:
@@ -338,4 +370,5 @@ def _enter(request: Request) -> Enter:
         output=request.tokens[n:],
         top_logprobs=request.submit.top_logprobs,
         return_logprob=request.submit.return_logprob,
+        grammar=request.grammar,
     )

@@ -1,0 +1,84 @@
+"""The process that tries grammars first, so that a hostile one can hang or break only this.
+
+stdin   the socket of child_wire.py; its end means that the parent died
+stderr  the log
+exit    0 nobody needs it any more, 1 a bug (traceback in the log); any signal: what it deserved
+
+    at its start    |---- code, vocabulary, tables ----|
+    may grow to     |---- code, vocabulary, tables ----|-------- memory_bytes --------|
+    worn beyond     |---- code, vocabulary, tables ----|---- half ----|
+"""
+
+import os
+import resource
+import signal
+import socket
+import sys
+from pathlib import Path
+
+from ramify.srt.constrained import child_wire as wire
+from ramify.srt.constrained.base import GrammarBackend, GrammarError, Row
+from ramify.srt.constrained.guard import compile_checked
+from ramify.srt.grammar import GrammarSpec
+
+GRACE_S = 1.0  # for the parent to kill first: it knows why
+
+
+def main() -> int:
+    """Serve one parent until it is gone. Returns the exit status."""
+    end = _take_stdin()
+    opening = wire.receive(end, wire.Open)
+    os.nice(opening.nice)
+    backend = opening.source.open()
+    row = opening.source.new_row()
+    worn_bytes = _limit_memory(opening.memory_bytes)
+    wire.send(end, wire.Opened())
+    while True:
+        try:
+            job = wire.receive(end, wire.Compile)
+        except EOFError:
+            return 0
+        # The signal's default action ends the process even inside an engine that never returns.
+        signal.setitimer(signal.ITIMER_REAL, job.timeout_s + GRACE_S)
+        code, message = judge(backend, row, job.spec)
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        worn = _address_space() > worn_bytes
+        wire.send(end, wire.Verdict(code, message[: wire.MAX_MESSAGE], worn))
+
+
+def judge(backend: GrammarBackend, row: Row, spec: GrammarSpec) -> tuple[str, str]:
+    """Compile a grammar and fill its first mask. Returns a GrammarError's code and message, or
+    two empty strings."""
+    try:
+        compile_checked(backend, spec, row)
+    except GrammarError as error:
+        return error.code, error.message
+    except (MemoryError, RecursionError):
+        return "grammar_too_large", "the grammar needs more memory or depth than one may have"
+    return "", ""
+
+
+def _take_stdin() -> socket.socket:
+    """The parent's socket. What a library reads or prints cannot touch it."""
+    end = socket.socket(fileno=os.dup(sys.stdin.fileno()))
+    with open(os.devnull, "rb") as nothing:
+        os.dup2(nothing.fileno(), sys.stdin.fileno())
+    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
+    return end
+
+
+def _limit_memory(more_bytes: int) -> int:
+    """Let the address space grow by `more_bytes` and no further. Returns the middle of the way."""
+    now = _address_space()
+    resource.setrlimit(resource.RLIMIT_AS, (now + more_bytes, now + more_bytes))
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    return now + more_bytes // 2
+
+
+def _address_space() -> int:
+    pages = Path("/proc/self/statm").read_text().split()[0]
+    return int(pages) * resource.getpagesize()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

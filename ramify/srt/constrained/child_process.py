@@ -1,0 +1,107 @@
+"""The parent's handle of the process that tries grammars first (child.py)."""
+
+import os
+import socket
+import subprocess
+import sys
+from dataclasses import dataclass
+
+from ramify.srt.constrained import child_wire as wire
+from ramify.srt.constrained.base import GrammarError
+from ramify.srt.errors import Unavailable
+from ramify.srt.grammar import GrammarSpec
+
+TOO_SLOW = "the grammar takes longer than {:g} s to compile"
+TOO_LARGE = "the grammar needs more memory or depth than one may have"
+BROKEN = "the grammar cannot be compiled"
+
+
+@dataclass(frozen=True)
+class CompileLimits:
+    """What one grammar may cost. `start_s` is for the child to load, `nice` how far it steps back.
+
+    `memory_bytes` is how far the child's address space may grow beyond its size when loaded.
+    """
+
+    timeout_s: float = 5.0
+    memory_bytes: int = 2**30
+    nice: int = 5
+    start_s: float = 60.0
+
+
+class ChildProcess:
+    """One child. It is gone after any answer but its own: make another one then.
+
+    Used by one thread, but `kill` may come from any.
+    """
+
+    def __init__(self, source: wire.BackendSource, limits: CompileLimits) -> None:
+        self._limits = limits
+        self._end, theirs = socket.socketpair()
+        try:
+            self._process = subprocess.Popen(
+                (sys.executable, "-P", "-m", "ramify.srt.constrained.child"),
+                stdin=theirs.fileno(),
+                start_new_session=True,
+                env={**os.environ, "PYTHONSAFEPATH": "1", "OMP_NUM_THREADS": "1"},
+            )
+        finally:
+            theirs.close()
+        self._opening = wire.Open(source, limits.memory_bytes, limits.nice)
+        self.usable = True
+
+    @property
+    def pid(self) -> int:
+        return self._process.pid
+
+    def open(self) -> None:
+        """Wait until the engine is loaded. Raises Unavailable when it cannot be."""
+        try:
+            wire.send(self._end, self._opening, self._limits.start_s)
+            wire.receive(self._end, wire.Opened, self._limits.start_s)
+        except (OSError, EOFError, ValueError) as error:  # a TimeoutError is an OSError
+            self.end()
+            raise Unavailable("grammars cannot be compiled: see the log", code="grammar") from error
+
+    def try_out(self, spec: GrammarSpec) -> None:
+        """Return when the child has compiled the grammar and filled its first mask.
+
+        Raises GrammarError when it could not, or did not live to tell.
+        """
+        try:
+            wire.send(self._end, wire.Compile(spec, self._limits.timeout_s), self._limits.timeout_s)
+            verdict = wire.receive(self._end, wire.Verdict, self._limits.timeout_s)
+        except TimeoutError as error:
+            self.end()
+            message = TOO_SLOW.format(self._limits.timeout_s)
+            raise GrammarError("grammar_timeout", message) from error
+        except (OSError, EOFError, ValueError) as error:
+            raise self._cause_of_death() from error
+        if verdict.worn:
+            self.end()
+        if verdict.code:
+            raise GrammarError(verdict.code, verdict.message)
+
+    def kill(self) -> None:
+        """End the process at once. Whoever waits for its answer gets an error."""
+        self._process.kill()
+
+    def end(self) -> None:
+        """Kill the process and take its exit status."""
+        self.usable = False
+        self._process.kill()
+        self._process.wait()
+        self._end.close()
+
+    def _cause_of_death(self) -> GrammarError:
+        """In a limited child a signal means memory or stack; an exit status, an engine's bug."""
+        self.usable = False
+        self._end.close()
+        try:
+            status = self._process.wait(timeout=1.0)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            status = self._process.wait()
+        if status < 0:
+            return GrammarError("grammar_too_large", TOO_LARGE)
+        return GrammarError("invalid_grammar", BROKEN)

@@ -1,0 +1,1 @@
+"""Which engine compiles a grammar: by name, or `auto`."""

@@ -1,0 +1,141 @@
+"""The thread that compiles: in the child first, then, what has passed, in this process.
+
+    engine's thread   submit ----> todo ---.                          .---> done ----> finished
+    this thread                             '-> child says yes -> compile-'
+                                                child says no, or was killed -> the error
+
+A compile that the child has lived through is short and lets go of the interpreter lock. To load an
+engine does neither: `warm_up` has that done before anybody waits.
+"""
+
+import contextlib
+import logging
+import queue
+import threading
+from dataclasses import dataclass
+
+from ramify.srt.constrained.base import CompiledGrammar, GrammarBackend, GrammarError
+from ramify.srt.constrained.child_process import ChildProcess, CompileLimits
+from ramify.srt.constrained.child_wire import BackendSource
+from ramify.srt.constrained.guard import compile_checked
+from ramify.srt.errors import Unavailable
+from ramify.srt.grammar import GrammarSpec
+
+Found = CompiledGrammar | GrammarError | Unavailable
+JOIN_S = 2.0
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Job:
+    """One grammar to compile."""
+
+    key: bytes
+    spec: GrammarSpec
+
+
+class CompileThread:
+    """Takes jobs, gives what was found, in order. All methods are for one other thread."""
+
+    def __init__(self, source: BackendSource, limits: CompileLimits) -> None:
+        self._source = source
+        self._limits = limits
+        self._todo: queue.SimpleQueue[Job | None] = queue.SimpleQueue()
+        self._done: queue.SimpleQueue[tuple[bytes, Found]] = queue.SimpleQueue()
+        self._thread: threading.Thread | None = None
+        self._lock = threading.Lock()  # over the next two
+        self._child: ChildProcess | None = None
+        self._closed = False
+        self._backend: GrammarBackend | None = None
+        self._row = source.new_row()
+
+    @property
+    def child_pid(self) -> int | None:
+        """Process id of the child, None when there is none."""
+        child = self._child
+        return child.pid if child is not None and child.usable else None
+
+    def submit(self, job: Job) -> None:
+        """Have a grammar compiled."""
+        self._wake(job)
+
+    def warm_up(self) -> None:
+        """Start the child and load the engine now."""
+        self._wake(None)
+
+    def finished(self, timeout_s: float = 0.0) -> list[tuple[bytes, Found]]:
+        """What has been found since; waits up to `timeout_s` for the first."""
+        found: list[tuple[bytes, Found]] = []
+        try:
+            if timeout_s > 0:
+                found.append(self._done.get(timeout=timeout_s))
+            while True:
+                found.append(self._done.get_nowait())
+        except queue.Empty:
+            return found
+
+    def close(self) -> None:
+        """End the child and the thread. Jobs that are not done never will be."""
+        with self._lock:
+            self._closed = True
+            if self._child is not None:
+                self._child.kill()
+        if self._thread is not None:
+            self._todo.put(None)
+            self._thread.join(JOIN_S)
+
+    def _wake(self, job: Job | None) -> None:
+        if self._thread is None:
+            self._thread = threading.Thread(target=self._run, name="grammars", daemon=True)
+            self._thread.start()
+        self._todo.put(job)
+
+    # --- on the thread ---
+
+    def _run(self) -> None:
+        while not self._closed:
+            job = self._todo.get()
+            if self._closed:
+                break
+            if job is None:
+                self._load()
+            else:
+                self._done.put((job.key, self._find(job.spec)))
+        if self._child is not None and self._child.usable:
+            self._child.end()
+
+    def _load(self) -> None:
+        """Have child and engine ready. What fails is said to the first request that needs them."""
+        with contextlib.suppress(Unavailable):
+            self._ready_child()
+            self._ready_backend()
+
+    def _find(self, spec: GrammarSpec) -> Found:
+        """Compile one grammar. Never raises: others wait behind it."""
+        try:
+            self._ready_child().try_out(spec)
+            return compile_checked(self._ready_backend(), spec, self._row)
+        except GrammarError as error:
+            return GrammarError(error.code, error.message)  # without the frames it came through
+        except Unavailable as error:
+            return Unavailable(error.message, code=error.code)
+        except BaseException:  # a panic of an engine in Rust is no Exception
+            logger.exception("a grammar that the child compiled failed here")
+            return GrammarError("invalid_grammar", "the grammar cannot be compiled")
+
+    def _ready_child(self) -> ChildProcess:
+        """The child, a new one when the last has ended. Raises Unavailable when it cannot load."""
+        if self._child is not None and self._child.usable:
+            return self._child
+        with self._lock:
+            if self._closed:
+                raise Unavailable("the server is shutting down", code="stopped")
+            child = self._child = ChildProcess(self._source, self._limits)
+        child.open()
+        return child
+
+    def _ready_backend(self) -> GrammarBackend:
+        if self._backend is None:
+            self._backend = self._source.open()
+        return self._backend

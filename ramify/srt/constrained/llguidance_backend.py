@@ -1,0 +1,171 @@
+"""llguidance: regexes, schemas, grammars and choices, compiled in milliseconds under hard limits.
+
+What it does otherwise than the contract, and this adapter hides:
+
+    it never raises: a bad grammar, and a spent limit, turn up as an error state that never leaves
+    an end token on a stopped matcher is no step, elsewhere it is    -> it never sees end tokens
+    a wrong `consume_token` ends the matcher                         -> `try_consume_tokens`
+    a token past its vocabulary does too                             -> the vocabulary is asked first
+    a schema's "x-guidance" sets options                             -> every one is overridden
+"""
+
+import json
+from dataclasses import dataclass
+
+import llguidance
+import numpy as np
+from llguidance import LLMatcher
+
+from ramify.srt.constrained import ebnf, limits, llguidance_errors
+from ramify.srt.constrained.base import GrammarError, Row
+from ramify.srt.constrained.vocabulary import Vocabulary
+from ramify.srt.grammar import GrammarSpec
+
+LIMITS = llguidance.LLParserLimits(
+    initial_lexer_fuel=500_000,
+    step_lexer_fuel=100_000,
+    step_max_items=20_000,
+    max_lexer_states=100_000,
+    max_grammar_size=200_000,
+    verbose_errors=False,  # the text would carry the parser's state
+)
+# One way to write white space: nothing to loop in, and most of a document's syntax is forced.
+JSON_OPTIONS = {
+    "whitespace_flexible": False,
+    "whitespace_pattern": None,
+    "item_separator": ", ",
+    "key_separator": ": ",
+    "coerce_one_of": False,
+    "lenient": False,
+}
+LENIENT_OPTIONS = JSON_OPTIONS | {"lenient": True, "coerce_one_of": True}
+BYTES_PER_CHARACTER = 64  # of a compiled grammar; the engine does not say, its caches grow with use
+BYTES_AT_LEAST = 64 * 1024
+
+
+class _Tokens:
+    """A vocabulary in the shape that llguidance asks for."""
+
+    is_tokenizer_wrapper = True
+    bos_token_id = None
+
+    def __init__(self, vocabulary: Vocabulary) -> None:
+        self._vocabulary = vocabulary
+        self.eos_token_id = vocabulary.end_ids[0]
+        self.tokens = [piece or b"<%d>" % i for i, piece in enumerate(vocabulary.pieces)]
+        self.special_token_ids = [i for i, piece in enumerate(vocabulary.pieces) if not piece]
+
+    def __call__(self, text: str) -> list[int]:
+        return self._vocabulary.write(text)
+
+
+class LLGuidanceMatcher:
+    """Follows one output. End tokens are counted here, the engine never sees them."""
+
+    def __init__(self, engine: LLMatcher, vocabulary: Vocabulary, ended: bool = False) -> None:
+        self._engine = engine
+        self._vocabulary = vocabulary
+        self._ended = ended
+
+    def fill(self, row: Row) -> bool:
+        if self._ended:
+            row[:] = 0
+            return False
+        self._engine.unsafe_compute_mask_ptr(row.ctypes.data, row.nbytes)
+        if self._engine.is_error():
+            raise llguidance_errors.error(self._engine.get_error(), "grammar")
+        np.bitwise_and(row, self._vocabulary.allowed, out=row)
+        return bool(row.any())
+
+    def accept(self, token: int) -> bool:
+        if self._ended or not self._vocabulary.may_come(token):
+            return False
+        if token in self._vocabulary.end_ids:
+            self._ended = self._engine.is_accepting()
+            return self._ended
+        return self._engine.try_consume_tokens([token]) == 1
+
+    def rollback(self, n: int) -> None:
+        if n > 0 and self._ended:
+            self._ended = False
+            n -= 1
+        if n > 0 and not self._engine.rollback(n):
+            raise ValueError(f"fewer than {n} tokens were accepted")
+
+    def forced(self) -> list[int]:
+        if self._ended or self._vocabulary.encode is None:
+            return []
+        tokens = self._engine.compute_ff_tokens()
+        known = (i for i, token in enumerate(tokens) if not self._vocabulary.pieces[token])
+        return tokens[: next(known, len(tokens))]
+
+    def is_accepting(self) -> bool:
+        return self._ended or self._engine.is_accepting()
+
+    def is_finished(self) -> bool:
+        return self._ended or (self._engine.is_stopped() and not self._engine.is_error())
+
+    def fork(self) -> "LLGuidanceMatcher":
+        return LLGuidanceMatcher(self._engine.deep_copy(), self._vocabulary, self._ended)
+
+
+@dataclass(frozen=True)
+class LLGuidanceGrammar:
+    """A master matcher: copies of it share what its lexer has learnt."""
+
+    master: LLMatcher
+    vocabulary: Vocabulary
+    nbytes: int
+    unenforced: tuple[str, ...]
+
+    def new_matcher(self) -> LLGuidanceMatcher:
+        return LLGuidanceMatcher(self.master.deep_copy(), self.vocabulary)
+
+
+class LLGuidanceBackend:
+    """llguidance for one vocabulary. Threads may compile at once; it lets go of the GIL."""
+
+    name = "llguidance"
+    version = llguidance.__version__
+
+    def __init__(self, vocabulary: Vocabulary) -> None:
+        self.vocabulary = vocabulary
+        self._tokenizer = llguidance.LLTokenizer(
+            llguidance.TokenizerWrapper(_Tokens(vocabulary)), eos_token=list(vocabulary.end_ids)
+        )
+
+    def compile(self, spec: GrammarSpec) -> LLGuidanceGrammar:
+        """Compiles, and computes the first mask, which is where an empty language shows."""
+        limits.check(spec)
+        source = _source(spec)
+        master = LLMatcher(self._tokenizer, source, log_level=0, limits=LIMITS)
+        if not master.is_error():
+            row = np.zeros(self.vocabulary.row_words, np.int32)
+            master.unsafe_compute_mask_ptr(row.ctypes.data, row.nbytes)
+        if master.is_error():
+            raise llguidance_errors.error(master.get_error(), spec.kind)
+        if not (row & self.vocabulary.allowed).any():
+            raise GrammarError("invalid_grammar", llguidance_errors.EMPTY)
+        return LLGuidanceGrammar(
+            master,
+            self.vocabulary,
+            BYTES_AT_LEAST + BYTES_PER_CHARACTER * len(source),
+            llguidance_errors.unenforced(master.get_grammar_warnings()),
+        )
+
+
+def _source(spec: GrammarSpec) -> str:
+    """The grammar as llguidance takes it. Raises GrammarError."""
+    if spec.kind == "regex":
+        return LLMatcher.grammar_from_regex(spec.text)
+    if spec.kind == "json_schema":
+        options = JSON_OPTIONS if spec.strict else LENIENT_OPTIONS
+        return LLMatcher.grammar_from_json_schema(limits.schema(spec.text), overrides=options)
+    if spec.kind == "choice":
+        literals = (json.dumps(choice, ensure_ascii=False) for choice in limits.choices(spec.text))
+        return LLMatcher.grammar_from_lark("start: " + " | ".join(literals))
+    if spec.kind == "ebnf":
+        return LLMatcher.grammar_from_lark(ebnf.to_lark(spec.text))
+    if spec.kind == "lark":
+        return LLMatcher.grammar_from_lark(spec.text)
+    raise GrammarError("invalid_grammar", f"llguidance has no {spec.kind}; xgrammar has")
