@@ -23,8 +23,10 @@ from torch import Tensor
 from ramify.kernels.ops import Ops
 from ramify.radix_cache.kv_pool import KvPool
 from ramify.radix_cache.plans import PageCopy
+from ramify.srt.constrained.base import Matcher
+from ramify.srt.execution.drawing import Sampled, draw
 from ramify.srt.execution.logprobs import token_logprobs
-from ramify.srt.execution.sampler import sample
+from ramify.srt.execution.masks import MaskFiller, Masks
 from ramify.srt.execution.sampling_rows import SamplingRow
 from ramify.srt.execution.step_tensors import step_tensors
 from ramify.srt.messages import TokenLogprob
@@ -89,6 +91,7 @@ class ModelRunner:
         self.pool = pool
         self._eos_token_ids = eos_token_ids
         self._rows: dict[str, SamplingRow] = {}
+        self._masks = MaskFiller(model.config.vocab_size)
         self._share = not deterministic
         self._min_items = 1 if deterministic else 2 * torch.get_num_threads()
 
@@ -112,11 +115,17 @@ class ModelRunner:
             share=self._share,
             min_items=self._min_items,
         )
+        masks = self._masks.begin(self._matchers(plan))
         hidden = self.model.forward(step.inputs, self.pool)
         if not len(step.wanted_rows):
             return StepResult(tuple(ChunkResult(None) for _ in plan.chunks))
         logits = self.model.logits(hidden[step.wanted_rows])
-        return self._results(plan, logits)
+        return self._results(plan, logits, None if masks is None else masks.result())
+
+    def _matchers(self, plan: StepPlan) -> list[Matcher]:
+        """Of the constrained rows that are sampled, in plan order."""
+        rows = [self._rows[chunk.request_id] for chunk in plan.chunks if chunk.samples]
+        return [row.matcher for row in rows if row.matcher is not None]
 
     def _known(self, chunks: tuple[Chunk, ...]) -> tuple[Chunk, ...]:
         """The chunks with the tokens that were not known when they were planned."""
@@ -127,7 +136,7 @@ class ModelRunner:
             for chunk in chunks
         )
 
-    def _results(self, plan: StepPlan, logits: Tensor) -> StepResult:
+    def _results(self, plan: StepPlan, logits: Tensor, masks: Masks | None) -> StepResult:
         """Split the wanted rows between target scores and sampling, chunk by chunk."""
         scores: list[tuple[TokenLogprob, ...]] = []
         sampled_rows: list[int] = []
@@ -140,31 +149,18 @@ class ModelRunner:
             if chunk.samples:
                 sampled_rows.append(at)
                 at += 1
-        sampling = [chunk for chunk in plan.chunks if chunk.samples]
-        tokens = iter(self._sample(sampling, logits[sampled_rows])) if sampling else iter(())
+        wanted = [
+            Sampled(self._rows[chunk.request_id], chunk.max_forced)
+            for chunk in plan.chunks
+            if chunk.samples
+        ]
+        drawn = iter(draw(self.model.ops, wanted, logits[sampled_rows], masks) if wanted else ())
         return StepResult(
             tuple(
-                ChunkResult(next(tokens) if chunk.samples else None, score)
+                replace(next(drawn) if chunk.samples else ChunkResult(None), target_logprobs=score)
                 for chunk, score in zip(plan.chunks, scores, strict=True)
             )
         )
-
-    def _sample(self, chunks: list[Chunk], logits: Tensor) -> list[TokenLogprob]:
-        """One token for each chunk; row i of `logits` belongs to chunk i and may be changed."""
-        rows = [self._rows[chunk.request_id] for chunk in chunks]
-        raw = logits.clone() if any(r.return_logprob and r.adjusts for r in rows) else logits
-        for i, row in enumerate(rows):
-            if row.adjusts:
-                row.adjust(logits[i])
-        tokens = sample(logits, [row.draw() for row in rows])
-        news: list[TokenLogprob] = []
-        for i, (row, token) in enumerate(zip(rows, tokens, strict=True)):
-            row.note(token)
-            if row.return_logprob:
-                news += token_logprobs(raw[i : i + 1], [token], row.top_logprobs)
-            else:
-                news.append(TokenLogprob(None, token))
-        return news
 
 
 class Ahead:

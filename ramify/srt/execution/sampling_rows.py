@@ -1,5 +1,7 @@
 """What sampling remembers of a running request: penalties' counts, bias, seed, forbidden ends."""
 
+from itertools import takewhile
+
 import torch
 from torch import Tensor
 
@@ -31,8 +33,10 @@ class SamplingRow:
             self._counts = torch.zeros(vocab_size)
             self._seen = torch.zeros(vocab_size, dtype=torch.bool)
             self._seen[torch.tensor(enter.prompt.tolist())] = True
+        self.matcher = None if enter.grammar is None else enter.grammar.new_matcher()
         for token in enter.output:
             self.note(token)
+            assert self.matcher is None or self.matcher.accept(token), "the output left its grammar"
 
     @property
     def adjusts(self) -> bool:
@@ -47,6 +51,29 @@ class SamplingRow:
         if self._counts is not None and self._seen is not None:
             self._counts[token] += 1.0
             self._seen[token] = True
+
+    def follow(self, max_forced: int) -> tuple[tuple[int, ...], bool]:
+        """Take what the grammar forces after the accepted token: (tokens, whether it ends there).
+
+        Where log-probabilities are wanted, a forced token gets its own from the chunk that computes
+        it. So what may end the request is left to be sampled.
+        """
+        if self.matcher is None:
+            return (), False
+        forced = self.matcher.forced()[:max_forced] if max_forced > 0 else []
+        if self.return_logprob:
+            ends = self._ends.tolist()
+            forced = list(takewhile(lambda token: token not in ends, forced))
+        for token in forced:
+            assert self.matcher.accept(token), "a forced token is not allowed"
+        complete = self.matcher.is_finished()
+        if complete and forced and self.return_logprob:
+            self.matcher.rollback(1)
+            forced.pop()
+            complete = False
+        for token in forced:
+            self.note(token)
+        return tuple(forced), complete
 
     def adjust(self, logits: Tensor) -> None:
         """Apply penalties, bias and the minimum length to one row [vocabulary], in place.

@@ -22,3 +22,4 @@ class SchedulerLimits:
     schedule_policy: str = "lpm"  # a name in queue_policy.POLICIES
     max_queued_tokens: int | None = None
     mixed_tokens: int | None = None
+    jump_forward: bool = True  # whether forced tokens are taken unsampled

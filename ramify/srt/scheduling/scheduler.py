@@ -167,7 +167,7 @@ class Scheduler:
             first_target_row=first,
             targets=targets,
             follows=start >= len(request.tokens),
-            max_forced=request.max_forced if samples else 0,
+            max_forced=request.max_forced if samples and self.limits.jump_forward else 0,
         )
 
     def _grow_decodes(self) -> None:

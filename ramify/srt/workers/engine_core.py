@@ -188,6 +188,7 @@ def _limits(config: EngineConfig, info: ModelInfo) -> SchedulerLimits:
         schedule_policy=config.schedule_policy,
         max_queued_tokens=config.max_queued_tokens,
         mixed_tokens=config.mixed_prefill_size,
+        jump_forward=config.jump_forward,
     )
 
 

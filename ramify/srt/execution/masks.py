@@ -1,0 +1,54 @@
+"""Which tokens the grammars of a step allow: filled on a thread while the model computes.
+
+begin(matchers)  -->  [ fill, fill, fill ]  (thread)
+forward pass                                  finish()  -->  mask [M, W], what went wrong
+"""
+
+import time
+from collections.abc import Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ramify.srt.constrained.base import GrammarError, Matcher, Row, words
+
+MOST_S = 0.05  # for one row: a grammar that takes longer would hold up everybody
+
+
+@dataclass(frozen=True)
+class Masks:
+    """`mask` [M, W] int32, a row for each matcher; `errors` says why one cannot go on."""
+
+    mask: Tensor
+    errors: list[str | None]
+
+
+class MaskFiller:
+    """One thread, started with the first constrained request."""
+
+    def __init__(self, vocab_size: int) -> None:
+        self._words = words(vocab_size)
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="ramify-masks")
+
+    def begin(self, matchers: Sequence[Matcher]) -> "Future[Masks] | None":
+        """Start to fill a mask for each matcher; None if there are none."""
+        return self._thread.submit(self._fill, matchers) if matchers else None
+
+    def _fill(self, matchers: Sequence[Matcher]) -> Masks:
+        mask = torch.zeros(len(matchers), self._words, dtype=torch.int32)
+        rows = mask.numpy()
+        return Masks(mask, [_fill(m, rows[i]) for i, m in enumerate(matchers)])
+
+
+def _fill(matcher: Matcher, row: Row) -> str | None:
+    began = time.perf_counter()
+    try:
+        if not matcher.fill(row):
+            return "the grammar allows no token here"
+    except GrammarError as error:
+        return error.message
+    if time.perf_counter() - began > MOST_S:
+        return f"the grammar takes more than {MOST_S * 1000:.0f} ms for one token"
+    return None
