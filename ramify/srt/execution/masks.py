@@ -4,7 +4,6 @@ begin(matchers)  -->  [ fill, fill, fill ]  (thread)
 forward pass                                  finish()  -->  mask [M, W], what went wrong
 """
 
-import time
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
@@ -13,8 +12,7 @@ import torch
 from torch import Tensor
 
 from ramify.srt.constrained.base import GrammarError, Matcher, Row, words
-
-MOST_S = 0.05  # for one row: a grammar that takes longer would hold up everybody
+from ramify.srt.constrained.guard import fill_within
 
 
 @dataclass(frozen=True)
@@ -43,12 +41,7 @@ class MaskFiller:
 
 
 def _fill(matcher: Matcher, row: Row) -> str | None:
-    began = time.perf_counter()
     try:
-        if not matcher.fill(row):
-            return "the grammar allows no token here"
+        return None if fill_within(matcher, row) else "the grammar allows no token here"
     except GrammarError as error:
         return error.message
-    if time.perf_counter() - began > MOST_S:
-        return f"the grammar takes more than {MOST_S * 1000:.0f} ms for one token"
-    return None
