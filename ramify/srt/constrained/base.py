@@ -57,7 +57,8 @@ class Matcher(Protocol):
 
     def forced(self) -> list[int]:
         """The tokens that must come next, whatever is sampled; not accepted yet. Never an end
-        token. Adding them does not change the distribution of outputs."""
+        token. Each is the only one that `fill` allows at its place, so adding them does not change
+        the distribution of outputs. `accept` may take another way to write the same text there."""
         ...
 
     def is_accepting(self) -> bool:
@@ -91,5 +92,6 @@ class GrammarBackend(Protocol):
     name: str
 
     def compile(self, spec: GrammarSpec) -> CompiledGrammar:
-        """Raises GrammarError."""
+        """The grammar, its first mask made: what an engine leaves to the first use is done or
+        refused by then. Raises GrammarError, for a grammar that no output satisfies too."""
         ...

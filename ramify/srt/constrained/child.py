@@ -6,7 +6,7 @@ exit    0 nobody needs it any more, 1 a bug (traceback in the log); any signal: 
 
     at its start    |---- code, vocabulary, tables ----|
     may grow to     |---- code, vocabulary, tables ----|-------- memory_bytes --------|
-    worn beyond     |---- code, vocabulary, tables ----|---- half ----|
+    worn beyond     |---- code, vocabulary, tables ----|---- three quarters ---|
 """
 
 import os
@@ -17,8 +17,8 @@ import sys
 from pathlib import Path
 
 from ramify.srt.constrained import child_wire as wire
-from ramify.srt.constrained.base import GrammarBackend, GrammarError, Row
-from ramify.srt.constrained.guard import compile_checked
+from ramify.srt.constrained.base import GrammarBackend, GrammarError
+from ramify.srt.errors import ConfigError
 from ramify.srt.grammar import GrammarSpec
 
 GRACE_S = 1.0  # for the parent to kill first: it knows why
@@ -30,7 +30,6 @@ def main() -> int:
     opening = wire.receive(end, wire.Open)
     os.nice(opening.nice)
     backend = opening.source.open()
-    row = opening.source.new_row()
     worn_bytes = _limit_memory(opening.memory_bytes)
     wire.send(end, wire.Opened())
     while True:
@@ -40,19 +39,20 @@ def main() -> int:
             return 0
         # The signal's default action ends the process even inside an engine that never returns.
         signal.setitimer(signal.ITIMER_REAL, job.timeout_s + GRACE_S)
-        code, message = judge(backend, row, job.spec)
+        code, message = judge(backend, job.spec)
         signal.setitimer(signal.ITIMER_REAL, 0)
         worn = _address_space() > worn_bytes
         wire.send(end, wire.Verdict(code, message[: wire.MAX_MESSAGE], worn))
 
 
-def judge(backend: GrammarBackend, row: Row, spec: GrammarSpec) -> tuple[str, str]:
-    """Compile a grammar and fill its first mask. Returns a GrammarError's code and message, or
-    two empty strings."""
+def judge(backend: GrammarBackend, spec: GrammarSpec) -> tuple[str, str]:
+    """Compile a grammar. Returns a GrammarError's code and message, or two empty strings."""
     try:
-        compile_checked(backend, spec, row)
+        backend.compile(spec)
     except GrammarError as error:
         return error.code, error.message
+    except ConfigError as error:  # an engine that this kind needs is not installed
+        return "unsupported_schema", str(error)
     except (MemoryError, RecursionError):
         return "grammar_too_large", "the grammar needs more memory or depth than one may have"
     return "", ""
@@ -68,11 +68,11 @@ def _take_stdin() -> socket.socket:
 
 
 def _limit_memory(more_bytes: int) -> int:
-    """Let the address space grow by `more_bytes` and no further. Returns the middle of the way."""
+    """Let the address space grow by `more_bytes` and no further. Returns when it is worn."""
     now = _address_space()
     resource.setrlimit(resource.RLIMIT_AS, (now + more_bytes, now + more_bytes))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    return now + more_bytes // 2
+    return now + more_bytes * 3 // 4
 
 
 def _address_space() -> int:

@@ -14,6 +14,7 @@ from ramify.srt.grammar import GrammarSpec
 TOO_SLOW = "the grammar takes longer than {:g} s to compile"
 TOO_LARGE = "the grammar needs more memory or depth than one may have"
 BROKEN = "the grammar cannot be compiled"
+EXIT_S = 1.0  # for a child that has closed its end to be gone
 
 
 @dataclass(frozen=True)
@@ -30,7 +31,7 @@ class CompileLimits:
 
 
 class ChildProcess:
-    """One child. It is gone after any answer but its own: make another one then.
+    """One child, until it is no longer usable; then `end` it and make another.
 
     Used by one thread, but `kill` may come from any.
     """
@@ -48,7 +49,12 @@ class ChildProcess:
         finally:
             theirs.close()
         self._opening = wire.Open(source, limits.memory_bytes, limits.nice)
-        self.usable = True
+        self._over = False
+
+    @property
+    def usable(self) -> bool:
+        """Whether it runs and may be asked; it was perhaps killed while nobody looked."""
+        return not self._over and self._process.poll() is None
 
     @property
     def pid(self) -> int:
@@ -88,20 +94,19 @@ class ChildProcess:
 
     def end(self) -> None:
         """Kill the process and take its exit status."""
-        self.usable = False
+        self._over = True
         self._process.kill()
         self._process.wait()
         self._end.close()
 
     def _cause_of_death(self) -> GrammarError:
         """In a limited child a signal means memory or stack; an exit status, an engine's bug."""
-        self.usable = False
+        self._over = True
         self._end.close()
         try:
-            status = self._process.wait(timeout=1.0)
+            status = self._process.wait(EXIT_S)
         except subprocess.TimeoutExpired:
-            self._process.kill()
-            status = self._process.wait()
+            return GrammarError("invalid_grammar", BROKEN)
         if status < 0:
             return GrammarError("grammar_too_large", TOO_LARGE)
         return GrammarError("invalid_grammar", BROKEN)

@@ -17,13 +17,13 @@ from pathlib import Path
 from typing import TypeVar
 
 import msgspec
-import numpy as np
 
-from ramify.srt.constrained.base import GrammarBackend, Row, words
+from ramify.srt.constrained.base import GrammarBackend
 from ramify.srt.constrained.vocabulary import Vocabulary
 from ramify.srt.grammar import GrammarSpec
 from ramify.srt.tokenization.tokenizer import Tokenizer
 
+LOADER = "ramify.srt.constrained.choose:load_backend"
 MAX_FRAME_BYTES = 4 * 2**20
 MAX_MESSAGE = 1000  # characters of an engine's words that reach a client
 LENGTH_BYTES = 4
@@ -34,27 +34,24 @@ T = TypeVar("T")
 class BackendSource(msgspec.Struct, frozen=True):
     """How any process gets the same engine over the same vocabulary.
 
-    `backend` is MODULE:FUNCTION, called with the Vocabulary of the tokenizer in `folder`;
-    `vocab_size` is the width of the logits, `end_ids` end a text beside the tokenizer's own.
+    `name` is the engine's, `folder` holds the tokenizer; `vocab_size` is the width of the logits,
+    `end_ids` end a text beside the tokenizer's own. `loader` is MODULE:FUNCTION.
     """
 
-    backend: str
+    name: str
     folder: str
     vocab_size: int
     end_ids: tuple[int, ...] = ()
+    loader: str = LOADER
 
     def open(self) -> GrammarBackend:
         """The engine, loaded. Raises ModelLoadError or ConfigError."""
-        module, name = self.backend.split(":")
-        make: Callable[[Vocabulary], GrammarBackend] = getattr(
-            importlib.import_module(module), name
+        module, function = self.loader.split(":")
+        load: Callable[[str, Vocabulary], GrammarBackend] = getattr(
+            importlib.import_module(module), function
         )
         tokenizer = Tokenizer.load(Path(self.folder), prefix_cache_bytes=0)
-        return make(Vocabulary.of(tokenizer, self.vocab_size, self.end_ids))
-
-    def new_row(self) -> Row:
-        """A bitmask row, as scratch space."""
-        return np.zeros(words(self.vocab_size), np.int32)
+        return load(self.name, Vocabulary.of(tokenizer, self.vocab_size, self.end_ids))
 
 
 class Open(msgspec.Struct, frozen=True):

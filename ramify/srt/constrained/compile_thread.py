@@ -17,7 +17,6 @@ from dataclasses import dataclass
 from ramify.srt.constrained.base import CompiledGrammar, GrammarBackend, GrammarError
 from ramify.srt.constrained.child_process import ChildProcess, CompileLimits
 from ramify.srt.constrained.child_wire import BackendSource
-from ramify.srt.constrained.guard import compile_checked
 from ramify.srt.errors import Unavailable
 from ramify.srt.grammar import GrammarSpec
 
@@ -48,7 +47,6 @@ class CompileThread:
         self._child: ChildProcess | None = None
         self._closed = False
         self._backend: GrammarBackend | None = None
-        self._row = source.new_row()
 
     @property
     def child_pid(self) -> int | None:
@@ -102,7 +100,7 @@ class CompileThread:
                 self._load()
             else:
                 self._done.put((job.key, self._find(job.spec)))
-        if self._child is not None and self._child.usable:
+        if self._child is not None:
             self._child.end()
 
     def _load(self) -> None:
@@ -115,7 +113,7 @@ class CompileThread:
         """Compile one grammar. Never raises: others wait behind it."""
         try:
             self._ready_child().try_out(spec)
-            return compile_checked(self._ready_backend(), spec, self._row)
+            return self._ready_backend().compile(spec)
         except GrammarError as error:
             return GrammarError(error.code, error.message)  # without the frames it came through
         except Unavailable as error:
@@ -126,8 +124,10 @@ class CompileThread:
 
     def _ready_child(self) -> ChildProcess:
         """The child, a new one when the last has ended. Raises Unavailable when it cannot load."""
-        if self._child is not None and self._child.usable:
-            return self._child
+        if self._child is not None:
+            if self._child.usable:
+                return self._child
+            self._child.end()
         with self._lock:
             if self._closed:
                 raise Unavailable("the server is shutting down", code="stopped")

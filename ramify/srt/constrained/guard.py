@@ -1,28 +1,10 @@
-"""Two checks around an engine: a new grammar allows something, and a mask costs little."""
+"""What one mask of a running request may cost."""
 
 import time
 
-from ramify.srt.constrained.base import (
-    CompiledGrammar,
-    GrammarBackend,
-    GrammarError,
-    Matcher,
-    Row,
-)
-from ramify.srt.grammar import GrammarSpec
+from ramify.srt.constrained.base import GrammarError, Matcher, Row
 
 MASK_S = 0.05  # several steps of the model: all requests of the batch wait for the slowest mask
-
-
-def compile_checked(backend: GrammarBackend, spec: GrammarSpec, row: Row) -> CompiledGrammar:
-    """The grammar, its first mask made: what engines leave to the first use is done or refused.
-
-    `row` is scratch space. Raises GrammarError.
-    """
-    grammar = backend.compile(spec)
-    if not grammar.new_matcher().fill(row):
-        raise GrammarError("invalid_grammar", "no output at all satisfies the grammar")
-    return grammar
 
 
 def fill_within(matcher: Matcher, row: Row, limit_s: float = MASK_S) -> bool:

@@ -1,0 +1,66 @@
+"""A grammar engine that does what a grammar's text tells it: VERB or VERB:ARGUMENT."""
+
+import ctypes
+import os
+import time
+from dataclasses import dataclass
+
+from ramify.srt.constrained.base import GrammarError
+from ramify.srt.errors import ConfigError
+
+kept = []  # what the verb `keep` never gives back
+
+
+class Panic(BaseException):
+    """As engines in Rust raise it: no Exception."""
+
+
+@dataclass
+class Grammar:
+    text: str
+    nbytes: int = 1000
+    unenforced: tuple[str, ...] = ()
+
+
+def deep(n: int) -> int:
+    return deep(n + 1) + 1
+
+
+class ScriptedEngine:
+    name = "scripted"
+
+    def compile(self, spec):
+        verb, _, argument = spec.text.partition(":")
+        if verb == "count":
+            with open(argument, "a") as log:
+                print(os.getpid(), file=log)
+        elif verb == "sleep":
+            time.sleep(float(argument))
+        elif verb == "stuck":  # holds the interpreter lock, as an engine may
+            ctypes.PyDLL(None).sleep(60)
+        elif verb == "allocate":
+            bytearray(int(argument))
+        elif verb == "keep":
+            kept.append(bytearray(int(argument)))
+        elif verb == "abort":
+            os.abort()
+        elif verb == "crash":
+            ctypes.string_at(1)
+        elif verb == "bug":
+            raise ZeroDivisionError
+        elif verb == "deep":
+            deep(0)
+        elif verb == "refuse":
+            raise GrammarError("unsupported_schema", argument)
+        elif verb == "uninstalled":
+            raise ConfigError("install it")
+        elif verb == "panic_in" and os.getpid() == int(argument):
+            raise Panic
+        return Grammar(spec.text)
+
+
+def load(name: str, vocabulary) -> ScriptedEngine:
+    assert vocabulary.size == 1001
+    if name != "scripted":
+        raise ConfigError(f"no engine is called {name}")
+    return ScriptedEngine()
