@@ -1,7 +1,7 @@
 """What the routes need, in one value: the engine, the tokenizer, the options, names in use,
 counts."""
 
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Annotated
@@ -58,6 +58,7 @@ class Service:
     clock: Clock = field(default_factory=MonotonicClock)
     rids: Rids = field(default_factory=Rids)
     metrics: Metrics = field(default_factory=Metrics)
+    searches: dict[str, Callable[[], Awaitable[None]]] = field(default_factory=dict)
 
     @property
     def info(self) -> ModelInfo:
@@ -65,6 +66,22 @@ class Service:
         if self.client.info is None:
             raise Unavailable(WHY_NOT[self.client.state], code=str(self.client.state))
         return self.client.info
+
+    @contextmanager
+    def holding(self, search_id: str, abort: Callable[[], Awaitable[None]]) -> Iterator[None]:
+        """Know a beam search, of many requests of the engine, while it runs, and how to end it."""
+        self.searches[search_id] = abort
+        try:
+            yield
+        finally:
+            del self.searches[search_id]
+
+    async def abort(self, request_id: str) -> bool:
+        """End a request or a search: who waits for it is answered. False for an unknown id."""
+        if request_id in self.searches:
+            await self.searches[request_id]()
+            return True
+        return await self.client.abort(request_id)
 
     def check_model(self, name: str) -> None:
         """Raises InvalidRequest unless `name` is the model we serve."""

@@ -142,6 +142,7 @@ class NoEngine:
 
     def generate(self, **options):
         meta = {"prompt_tokens": 1, "cached_tokens": 0, "output_token_logprobs": []}
+        meta["finish_reason"] = {"type": "abort"}
         return [{"meta_info": meta} for _ in options["input_ids"]]
 
 
