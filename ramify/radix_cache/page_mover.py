@@ -1,7 +1,8 @@
 """Carries out moves between the pool, host memory and files, one after the other.
 
-Page by page: a page is a run of memory for each layer and head, and torch copies such runs at half
-the speed of one memcpy of the same bytes. Gathering many pages by an index took three times longer.
+Page by page: a page of the pool is a run of memory for each layer, and torch copies such runs in
+about one and a half times what one memcpy of the same bytes takes (`benchmarks/cache_tiers.py`).
+Gathering many pages by an index took three times longer.
 """
 
 from collections.abc import Callable
