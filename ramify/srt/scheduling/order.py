@@ -40,9 +40,12 @@ class Service:
 
 
 class Branch:
-    """One fork of the tree: `items` are its requests and its children, smallest key first."""
+    """One fork of the tree: `items` are its requests and its children, smallest key first.
 
-    __slots__ = ("children", "items", "name", "number", "parent", "served", "size")
+    `program`: the account and the program of a branch that goes by what the program was served.
+    """
+
+    __slots__ = ("children", "items", "name", "number", "parent", "program", "served", "size")
 
     def __init__(
         self,
@@ -50,10 +53,12 @@ class Branch:
         name: Hashable,
         parent: "Branch | None",
         key: "Callable[[Request | Branch], float]",
+        program: Hashable = None,
     ) -> None:
         self.number = number  # of the request that made it
         self.name = name
         self.parent = parent
+        self.program = program
         self.size = 0  # requests in it and below
         self.children: dict[Hashable, Branch] = {}
         self.items: LazyHeap[Request | Branch] = LazyHeap(key)
@@ -83,7 +88,8 @@ class Order:
         for name in self._policy.path(request):
             child = branch.children.get(name)
             if child is None:
-                child = Branch(request.number, name, branch, self._key)
+                program = self._program(request) if branch.parent is None else None
+                child = Branch(request.number, name, branch, self._key, program)
                 branch.children[name] = child
             child.size += 1
             branch.items.put(child.number, child)
@@ -128,15 +134,14 @@ class Order:
         self._shares.advance(request.submit.account, len(request.tokens) - request.hit)
         branch = self._branch_of[request.number]
         while (parent := branch.parent) is not None:
-            parent.served = None if self._is_program(branch) else branch
+            parent.served = branch if branch.program is None else None
             branch = parent
 
     def charge(self, request: Request, n_tokens: int) -> None:
         """Count tokens that were computed or generated for a request, wherever it is now."""
-        submit = request.submit
-        self._shares.charge(submit.account, n_tokens)
+        self._shares.charge(request.submit.account, n_tokens)
         if self._policy.fair:
-            self.service.charge((submit.account, submit.program_id), n_tokens)
+            self.service.charge(self._program(request), n_tokens)
 
     def _root(self, request: Request) -> Branch:
         account = request.submit.account
@@ -149,10 +154,9 @@ class Order:
     def _key(self, item: Request | Branch) -> float:
         if isinstance(item, Request):
             return self._policy.key(item)
-        if item.parent is not None and self._is_program(item):
-            return self.service.of((item.parent.name, item.name))
-        return -item.size
+        return -item.size if item.program is None else self.service.of(item.program)
 
-    def _is_program(self, branch: Branch) -> bool:
-        """Whether it hangs on a root, under a policy whose outermost branches are programs."""
-        return self._policy.fair and branch.parent is not None and branch.parent.parent is None
+    def _program(self, request: Request) -> Hashable:
+        """What is counted together, under a policy whose outermost branches are programs."""
+        submit = request.submit
+        return (submit.account, submit.program_id) if self._policy.fair else None

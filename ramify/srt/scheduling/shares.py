@@ -1,8 +1,8 @@
 """Accounts share the engine: of those who wait, the one that has been served least goes first.
 
-Each account has a counter of tokens computed and generated for it; cached ones cost nothing. The
-method is that of virtual token counters (Sheng et al., Fairness in Serving Large Language Models,
-OSDI 2024):
+Each account has a counter of tokens computed and generated for it; cached ones cost nothing, and
+those of an answer count twice, as they are drawn and then computed. The method is that of virtual
+token counters (Sheng et al., Fairness in Serving Large Language Models, OSDI 2024):
 
     a  =============== 700         waits
     b  ============= 650           waits, served least: it goes next
@@ -102,10 +102,12 @@ class Shares:
 
     def charge(self, name: str, n_tokens: int) -> None:
         """Count tokens that were computed or generated."""
-        account = self._account(name)
-        covered = min(n_tokens, account.advance)
-        account.advance -= covered
-        account.counter += n_tokens - covered
+        account = self._waiting.get(name) or self._account(name)
+        if account.advance:
+            covered = min(n_tokens, account.advance)
+            account.advance -= covered
+            n_tokens -= covered
+        account.counter += n_tokens
 
     def _account(self, name: str) -> Account:
         account = self._waiting.get(name) or self._idle.get(name)
