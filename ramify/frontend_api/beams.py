@@ -208,16 +208,24 @@ class BeamSearch:
         left_s = None
         if first.timeout_s is not None:
             left_s = max(self.started_s + first.timeout_s - now, LEAST_TIME_S)
-        submit = msgspec.structs.replace(
-            first,
-            request_id=new_id(),
-            token_ids=first.token_ids + pack_ids(tuple(token_ids)),
-            sampling=ONE_TOKEN,
-            return_logprob=True,
-            top_logprobs=self._top,
-            timeout_s=left_s,
-        )
+        submit = of_step(first, token_ids, self._top, left_s)
         return ReplyAssembler(submit, None, self._service.info, now=now)
+
+
+def of_step(first: Submit, token_ids: Sequence[int], top: int, left_s: float | None) -> Submit:
+    """What the engine is asked about one hypothesis of the request `first`.
+
+    It is queued, charged and cached as the client's request is.
+    """
+    return msgspec.structs.replace(
+        first,
+        request_id=new_id(),
+        token_ids=first.token_ids + pack_ids(tuple(token_ids)),
+        sampling=ONE_TOKEN,
+        return_logprob=True,
+        top_logprobs=top,
+        timeout_s=left_s,
+    )
 
 
 async def together(works: Sequence[Coroutine[Any, Any, _Result]]) -> list[_Result]:
