@@ -92,8 +92,7 @@ def _check_alone(request: GenerateRequest, rename: Rename) -> None:
 
     A temperature of 0 is taken: a search draws nothing.
     """
-    plain, sampling = GenerateRequest(), request.sampling
-    given = {name: getattr(sampling, name) for name in sampling.__struct_fields__}
+    plain, given = GenerateRequest(), msgspec.structs.asdict(request.sampling)
     usual = msgspec.structs.asdict(SamplingParams()) | {name: given[name] for name in TAKEN}
     given |= {"temperature": given["temperature"] or usual["temperature"]}
     for name, field in (
