@@ -1,6 +1,5 @@
 """Beam search over real sockets: its answers, its end, and what does not go together with it."""
 
-import asyncio
 import json
 import signal
 import socket
@@ -11,11 +10,7 @@ import httpx
 import pytest
 from fake_core import EOS
 
-from ramify.frontend_api.beams import of_step, together
 from ramify.srt.beam_search import BeamOptions, Beams, extend
-from ramify.srt.errors import InvalidRequest
-from ramify.srt.messages import Submit, pack_ids, unpack_ids
-from ramify.srt.sampling_params import SamplingParams
 
 PROMPT = [64, 65, 66]  # "abc"
 LONG = {"beam_width": 3, "max_new_tokens": 3000}
@@ -266,51 +261,6 @@ def test_completions_that_are_refused(server, body, param):
 def test_a_search_for_each_of_two_prompts_is_refused(server):
     body = {"input_ids": [[1], [2]], "sampling_params": [{"beam_width": 2}, {"max_new_tokens": 2}]}
     assert refusal(server.post("/generate", **body)) == "input_ids"
-
-
-# --- what a step is ---
-
-
-def test_a_step_is_queued_charged_and_cached_as_its_request():
-    first = Submit(
-        "client's",
-        pack_ids(PROMPT),
-        SamplingParams(max_new_tokens=50),
-        "namespace",
-        priority=5,
-        program_id="program",
-        timeout_s=9.0,
-        account="account",
-    )
-    step = of_step(first, (7, 8), 6, 2.5)
-    assert unpack_ids(step.token_ids) == [*PROMPT, 7, 8]
-    assert (step.sampling.max_new_tokens, step.return_logprob, step.top_logprobs) == (1, True, 6)
-    assert step.timeout_s == 2.5
-    assert step.request_id not in (first.request_id, of_step(first, (7, 8), 6, 2.5).request_id)
-    same = ("namespace", "priority", "program_id", "account", "logprob_start")
-    assert [getattr(step, name) for name in same] == [getattr(first, name) for name in same]
-
-
-def test_the_first_error_of_a_step_ends_its_other_requests():
-    ended = []
-
-    async def wait():
-        try:
-            await asyncio.sleep(60)
-        finally:
-            ended.append("other")
-
-    async def fail():
-        await asyncio.sleep(0)
-        raise InvalidRequest("wrong")
-
-    async def run():
-        async with asyncio.timeout(5):
-            await together([wait(), fail(), wait()])
-
-    with pytest.raises(InvalidRequest):
-        asyncio.run(run())
-    assert ended == ["other", "other"]
 
 
 # --- how it ends ---
