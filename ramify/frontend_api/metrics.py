@@ -22,7 +22,8 @@ CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 REASONS = ("stop", "length", "abort", "timeout")
 # Those of PrefixCache.miss_reason.
 MISSES = ("never seen", "evicted", "namespace", "below threshold")
-KINDS = ("invalid_request", "queue_full", "unavailable", "internal")
+KINDS = ("invalid_request", "unauthorized", "queue_full", "unavailable", "internal")
+UNAUTHORIZED = 401
 CLIENT_ENDED = 499  # status of an error that the client caused by leaving: nobody was refused
 WHOLE_S = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0)
 TOKEN_S = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.15, 0.25, 0.5, 1.0, 2.5)
@@ -98,6 +99,8 @@ class Metrics:
             self.errors["queue_full"] += 1
         elif isinstance(error, Unavailable):
             self.errors["unavailable"] += 1
+        elif status == UNAUTHORIZED:
+            self.errors["unauthorized"] += 1
         elif status != CLIENT_ENDED:
             self.errors["invalid_request" if status < 500 else "internal"] += 1
 

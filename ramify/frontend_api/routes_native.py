@@ -47,10 +47,12 @@ async def generate(request: Request, service: Serving) -> Response:
 
 @router.post("/abort_request")
 async def abort_request(request: Request, service: Serving) -> JSON:
-    """End one request by the name its client gave it, or all. Unknown names are no error."""
+    """End one request by the name its client gave it, or all of who asks.
+
+    Unknown names are no error.
+    """
     body = await bodies.read(request, AbortBody)
-    everything = [*service.searches, *service.client.open_requests]
-    ids = everything if body.abort_all else service.rids.find(body.rid)
+    ids = service.rids.everything() if body.abort_all else service.rids.find(body.rid)
     aborted = [request_id for request_id in ids if await service.abort(request_id)]
     return JSON({"aborted": len(aborted)})
 
@@ -123,10 +125,12 @@ async def get_metrics(service: Serving) -> Response:
 async def server_info(service: Service) -> dict[str, Any]:
     inspected = await service.client.inspect()
     stats = msgspec.to_builtins(inspected.stats)
+    options = dataclasses.asdict(service.serve_config)
+    del options["api_key"]  # nobody is told a key
     return {
         "version": ramify.__version__,
         "state": str(service.client.state),
-        **dataclasses.asdict(service.serve_config),
+        **options,
         **dataclasses.asdict(service.engine_config),
         "served_model_name": service.model_name,
         "model_info": msgspec.to_builtins(service.info),

@@ -78,7 +78,9 @@ def _assemblers(
 ) -> list[ReplyAssembler]:
     info, now = service.info, service.clock.now()
     try:
-        submits = to_submits(request, service.tokenizer, info, new_id, service.new_seed)
+        submits = to_submits(
+            request, service.tokenizer, info, new_id, service.new_seed, service.account
+        )
     except InvalidRequest as error:
         raise renamed(error, lambda param: _in_batch(rename(param), param, place)) from None
     return [
