@@ -1,5 +1,6 @@
 """API keys: who may ask what, whose a request is, and that nothing tells a key."""
 
+import io
 import json
 import logging
 import socket
@@ -12,8 +13,11 @@ import httpx
 import openai
 import pytest
 
+from ramify.frontend_api import cli
 from ramify.frontend_api.auth import OPEN_PATHS
 from ramify.frontend_api.keys import ENVIRONMENT, MAX_KEYS, Keys, load_keys
+from ramify.lang.backends.http import RuntimeEndpoint
+from ramify.lang.errors import BackendError
 from ramify.srt.config import ServeConfig
 from ramify.srt.errors import ConfigError
 
@@ -112,6 +116,21 @@ def test_keys_are_kept_as_digests_only():
     assert ALICE not in repr(vars(keys))
 
 
+@pytest.mark.parametrize("key", [None, ALICE])
+def test_only_an_open_server_is_warned_of(key, caplog, monkeypatch, capsys):
+    """The address is of nobody's machine, so starting ends there."""
+    monkeypatch.setenv(ENVIRONMENT, key or "")
+    with caplog.at_level(logging.WARNING):
+        assert cli.main(["serve", "--host", "192.0.2.1"]) == 1
+    assert ("requests need no key: see --api-keys-file" in caplog.text) == (key is None)
+    assert ALICE not in caplog.text + "".join(capsys.readouterr())
+
+
+def test_a_server_does_not_start_without_the_keys_it_was_promised(capsys):
+    assert cli.main(["serve", "--api-keys-file", "/nowhere/keys"]) == 2
+    assert "api_keys_file /nowhere/keys: No such file" in capsys.readouterr().err
+
+
 # --- the server ----------------------------------------------------------------------------------
 
 
@@ -200,6 +219,27 @@ def test_openai_s_client_with_the_right_key_and_with_a_wrong_one(keyed):
         wrong.completions.create(model="fake", prompt="abc")
     assert caught.value.code == "invalid_api_key"
     assert "sk-none" not in str(caught.value)
+
+
+def test_the_language_s_client_sends_its_key(keyed):
+    with RuntimeEndpoint(keyed.url, api_key=ALICE) as backend:
+        assert backend.model_info["model_path"]
+    with pytest.raises(BackendError, match="valid key") as caught:
+        RuntimeEndpoint(keyed.url, api_key="wrong")
+    assert caught.value.status == 401
+
+
+def test_the_chat_sends_the_key_of_the_environment(keyed, monkeypatch, capsys):
+    def chat(*lines):
+        monkeypatch.setattr(sys, "stdin", io.StringIO("\n".join(lines)))
+        return cli.main(["chat", keyed.url, "--max-new-tokens", "4"])
+
+    monkeypatch.setenv(ENVIRONMENT, BOB)
+    assert chat("abc") == 0
+    assert "?@AB" in capsys.readouterr().out
+    monkeypatch.delenv(ENVIRONMENT)
+    assert chat("abc") == 1
+    assert f"takes no such key: set {ENVIRONMENT}" in capsys.readouterr().err
 
 
 def test_nothing_tells_a_key(ask, start_server):
