@@ -16,6 +16,7 @@ RUNS = (
     ("decode_vs_transformers", "decode_vs_transformers.py", "--threads", "2"),
     ("cache_policies", "cache_policies.py"),
     ("cache_scale", "cache_scale.py"),
+    ("cache_tiers", "cache_tiers.py"),
     ("scheduler_scale", "scheduler_scale.py"),
     ("tokenization", "tokenization.py"),
     ("inter_token_latency", "inter_token_latency.py"),

@@ -6,6 +6,7 @@ from starlette.exceptions import HTTPException
 from starlette.types import Lifespan
 
 from ramify.frontend_api import routes_cache, routes_native, routes_openai
+from ramify.frontend_api.auth import KeyCheck
 from ramify.frontend_api.errors import (
     on_http_exception,
     on_query_error,
@@ -29,4 +30,6 @@ def create_app(service: Service, lifespan: Lifespan[FastAPI] | None = None) -> F
     app.add_exception_handler(RequestValidationError, on_query_error)
     app.add_exception_handler(Exception, on_unexpected)
     app.add_middleware(BodyLimit, max_bytes=int(service.serve_config.max_body_mb * 2**20))
+    if service.keys is not None:  # last, so that it is asked first
+        app.add_middleware(KeyCheck, keys=service.keys, metrics=service.metrics)
     return app

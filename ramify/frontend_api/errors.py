@@ -23,6 +23,13 @@ log = logging.getLogger("ramify.http")
 MAX_NAME_CHARS = 80  # of a client's field name that an error repeats
 
 
+class InvalidKey(RequestError):
+    """401: the request brings no key, or one that is not known."""
+
+    status = 401
+    kind = "authentication_error"
+
+
 class BodyTooLarge(RequestError):
     """413: the request body is over the limit."""
 
@@ -64,9 +71,11 @@ def error_body(error: RequestError) -> dict[str, Any]:
 
 
 def error_response(error: RequestError) -> JSON:
-    """The whole answer: status, body, and Retry-After where trying again makes sense."""
+    """The whole answer: status, body, and the header that says how to go on, where there is one."""
     retry_after_s = getattr(error, "retry_after_s", None)
     headers = {} if retry_after_s is None else {"Retry-After": str(retry_after_s)}
+    if isinstance(error, InvalidKey):
+        headers["WWW-Authenticate"] = "Bearer"
     return JSON(error_body(error), status_code=error.status, headers=headers)
 
 

@@ -9,19 +9,21 @@ can make the number of series grow.
 """
 
 from bisect import bisect_left
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from typing import Any
 
 from ramify.srt.errors import QueueFull, RequestError, Unavailable
 from ramify.srt.messages import EngineStats
-from ramify.srt.replies import ReplyAssembler
+from ramify.srt.replies import ABORTED, ReplyAssembler
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 REASONS = ("stop", "length", "abort", "timeout")
 # Those of PrefixCache.miss_reason.
 MISSES = ("never seen", "evicted", "namespace", "below threshold")
-KINDS = ("invalid_request", "queue_full", "unavailable", "internal")
+KINDS = ("invalid_request", "unauthorized", "queue_full", "unavailable", "internal")
+UNAUTHORIZED = 401
 CLIENT_ENDED = 499  # status of an error that the client caused by leaving: nobody was refused
 WHOLE_S = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0)
 TOKEN_S = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.15, 0.25, 0.5, 1.0, 2.5)
@@ -68,16 +70,27 @@ class Metrics:
     @contextmanager
     def watch(self, reply: ReplyAssembler) -> Iterator["Watch"]:
         """Measure one sequence. Left before its end by its client, it counts as an abort."""
+        with self.counted(lambda: [reply.finish_reason]):
+            yield Watch(self, reply)
+
+    @contextmanager
+    def counted(self, reasons: Callable[[], Iterable[dict[str, Any] | None]]) -> Iterator[None]:
+        """Count sequences by their finish reasons, unless they are refused; None is an abort."""
         refused = False
         try:
-            yield Watch(self, reply)
+            yield
         except RequestError:
             refused = True
             raise
         finally:
-            reason = reply.finish_reason or {"type": "abort"}
-            if not refused:
-                self.ended[reason.get("err_type", reason["type"])] += 1
+            for reason in () if refused else reasons():
+                given = reason or ABORTED
+                self.ended[given.get("err_type", given["type"])] += 1
+
+    def missed(self, reason: str | None) -> None:
+        """Count a sequence, or a search, whose prompt was not found whole."""
+        if reason in MISSES:
+            self.misses[reason] += 1
 
     def failed(self, error: Exception) -> None:
         """Count a request that is answered with an error."""
@@ -86,6 +99,8 @@ class Metrics:
             self.errors["queue_full"] += 1
         elif isinstance(error, Unavailable):
             self.errors["unavailable"] += 1
+        elif status == UNAUTHORIZED:
+            self.errors["unauthorized"] += 1
         elif status != CLIENT_ENDED:
             self.errors["invalid_request" if status < 500 else "internal"] += 1
 
@@ -112,8 +127,7 @@ class Watch:
         if reply.finished is not None:
             metrics.e2e_s.observe(now_s)
             metrics.queue_s.observe(reply.finished.queue_s)
-            if reply.finished.miss_reason in MISSES:
-                metrics.misses[reply.finished.miss_reason] += 1
+            metrics.missed(reply.finished.miss_reason)
 
 
 # --- telling ------------------------------------------------------------------------------------

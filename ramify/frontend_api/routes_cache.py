@@ -41,7 +41,7 @@ async def unpin(request: Request, service: Serving) -> JSON:
 
 @router.get("/tree")
 async def tree(service: Serving, query: Annotated[TreeQuery, Query()]) -> JSON:
-    """The most recently used nodes of the tree. What they hold is shown to whom the operator lets."""
+    """The most recently used nodes of the tree; with what they hold, if the operator allows it."""
     shown = await service.client.show_tree(query.limit)
     return JSON(cache_tree(shown, _text(service) if service.serve_config.cache_preview else None))
 

@@ -10,8 +10,8 @@ from fastapi import APIRouter, Query, Request
 from starlette.responses import Response
 
 import ramify
+from ramify.frontend_api import beams, metrics, translate
 from ramify.frontend_api import body as bodies
-from ramify.frontend_api import metrics, translate
 from ramify.frontend_api.answers import NativeAnswer
 from ramify.frontend_api.running import follow, new_id, prepare, respond
 from ramify.frontend_api.schema import AbortBody, GenerateBody
@@ -34,6 +34,10 @@ router = APIRouter()
 @router.api_route("/generate", methods=["POST", "PUT"], dependencies=[Counted])
 async def generate(request: Request, service: Serving) -> Response:
     body = await bodies.read(request, GenerateBody)
+    asked = beams.native_search(body)
+    if asked is not None:
+        name = translate.native_name
+        return JSON(await beams.find(request, service, asked, name, made=new_id(), rid=body.rid))
     requests, single = translate.native_requests(body, service.serve_config.max_batch)
     job = await prepare(service, requests, translate.native_name, made=new_id(), rid=body.rid)
     tells_all = service.serve_config.cache_preview
@@ -43,11 +47,13 @@ async def generate(request: Request, service: Serving) -> Response:
 
 @router.post("/abort_request")
 async def abort_request(request: Request, service: Serving) -> JSON:
-    """End one request by the name its client gave it, or all. Unknown names are no error."""
+    """End one request by the name its client gave it, or all of who asks.
+
+    Unknown names are no error.
+    """
     body = await bodies.read(request, AbortBody)
-    client = service.client
-    ids = client.open_requests if body.abort_all else service.rids.find(body.rid)
-    aborted = [request_id for request_id in ids if await client.abort(request_id)]
+    ids = service.rids.everything() if body.abort_all else service.rids.find(body.rid)
+    aborted = [request_id for request_id in ids if await service.abort(request_id)]
     return JSON({"aborted": len(aborted)})
 
 
@@ -119,10 +125,12 @@ async def get_metrics(service: Serving) -> Response:
 async def server_info(service: Service) -> dict[str, Any]:
     inspected = await service.client.inspect()
     stats = msgspec.to_builtins(inspected.stats)
+    options = dataclasses.asdict(service.serve_config)
+    del options["api_key"]  # nobody is told a key
     return {
         "version": ramify.__version__,
         "state": str(service.client.state),
-        **dataclasses.asdict(service.serve_config),
+        **options,
         **dataclasses.asdict(service.engine_config),
         "served_model_name": service.model_name,
         "model_info": msgspec.to_builtins(service.info),

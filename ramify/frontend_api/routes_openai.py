@@ -7,8 +7,8 @@ from typing import Any
 from fastapi import APIRouter, Request
 from starlette.responses import Response
 
+from ramify.frontend_api import beams, translate
 from ramify.frontend_api import body as bodies
-from ramify.frontend_api import translate
 from ramify.frontend_api.answers import ChatAnswer, CompletionAnswer, Envelope
 from ramify.frontend_api.errors import NotFound
 from ramify.frontend_api.running import THREAD_FROM_CHARS, new_id, prepare, respond
@@ -37,8 +37,13 @@ async def model(name: str, service: Serving) -> JSON:
 async def completions(request: Request, service: Serving) -> Response:
     body = await bodies.read(request, CompletionBody)
     service.check_model(body.model)
-    requests = translate.completion_requests(body)
     made = f"cmpl-{new_id()}"
+    asked = beams.completion_search(body)
+    if asked is not None:
+        name = translate.completion_name
+        found = await beams.find(request, service, asked, name, made=made, rid=body.rid)
+        return JSON(beams.completion(_envelope(body, made), found))
+    requests = translate.completion_requests(body)
     job = await prepare(service, requests, translate.completion_name, made=made, rid=body.rid)
     answer = CompletionAnswer(
         _envelope(body, made),

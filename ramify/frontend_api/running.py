@@ -9,7 +9,7 @@ respond    wait for the first message, then answer whole or as a stream: an erro
 import asyncio
 import uuid
 from collections.abc import AsyncGenerator, Coroutine, Sequence
-from contextlib import aclosing
+from contextlib import AbstractContextManager, aclosing
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -78,7 +78,9 @@ def _assemblers(
 ) -> list[ReplyAssembler]:
     info, now = service.info, service.clock.now()
     try:
-        submits = to_submits(request, service.tokenizer, info, new_id, service.new_seed)
+        submits = to_submits(
+            request, service.tokenizer, info, new_id, service.new_seed, service.account
+        )
     except InvalidRequest as error:
         raise renamed(error, lambda param: _in_batch(rename(param), param, place)) from None
     return [
@@ -190,10 +192,15 @@ async def respond(
     return EventStream(_events(service, first, steps, answer))
 
 
-async def _named(service: Service, job: Job) -> AsyncGenerator[list[int], None]:
+def claimed(service: Service, job: Job) -> AbstractContextManager[None]:
+    """Holds the names of a job while it runs. Raises InvalidRequest when one is in use."""
     ids = [reply.submit.request_id for reply in job.replies]
     groups = {name: [ids[place] for place in places] for name, places in job.names.groups.items()}
-    with service.rids.claim(groups):
+    return service.rids.claim(groups)
+
+
+async def _named(service: Service, job: Job) -> AsyncGenerator[list[int], None]:
+    with claimed(service, job):
         async with aclosing(follow(service, job.replies)) as steps:
             async for places in steps:
                 yield places

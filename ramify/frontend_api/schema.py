@@ -10,7 +10,15 @@ field is refused too: what would be ignored in silence is a wrong answer that lo
 from collections.abc import Callable
 from typing import Annotated, Any, ClassVar, Literal, Self
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PlainValidator, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    PlainValidator,
+    field_validator,
+    model_validator,
+)
 from pydantic_core import PydanticCustomError
 
 from ramify.srt.intake import (
@@ -26,6 +34,7 @@ MAX_PARTS = 1024
 MAX_TOP_LOGPROBS = 20
 MAX_COMPLETION_LOGPROBS = 5
 UINT32 = 2**32
+BEAM_OPTIONS = ("beam_width", "length_penalty", "early_stopping")  # of the sampling_params
 
 Accepts = Callable[[Any], bool]
 
@@ -197,7 +206,8 @@ class StreamOptions(Body):
 class GenerateBody(Body):
     """POST /generate. Ranges are checked where the runtime's requests are made.
 
-    An option that takes a list too takes one entry for each prompt of a batch.
+    An option that takes a list too takes one entry for each prompt of a batch. With `beam_width`
+    among the `sampling_params` it is a beam search: see `beams`.
     """
 
     no_ops = UNSUPPORTED
@@ -216,6 +226,14 @@ class GenerateBody(Body):
     priority: Priority = 0
     program_id: ProgramId = ""
     timeout_s: Duration | None = None
+
+    @field_validator("sampling_params")
+    @classmethod
+    def _null_is_not_given(cls, value: Any) -> Any:
+        """Drop it for the options of a search: of its own options the runtime knows best."""
+        if isinstance(value, list):
+            return [cls._null_is_not_given(params) for params in value]
+        return {k: v for k, v in value.items() if v is not None or k not in BEAM_OPTIONS}
 
     @model_validator(mode="after")
     def _one_prompt(self) -> Self:
@@ -314,6 +332,14 @@ class CompletionBody(Sampled):
     echo: bool = False
     logprobs: Annotated[int, Field(ge=0, le=MAX_COMPLETION_LOGPROBS)] | None = None
     best_of: int | None = None
+    use_beam_search: bool = False  # `n` is its width
+    length_penalty: float = 1.0
+
+    @model_validator(mode="after")
+    def _penalty_needs_search(self) -> Self:
+        if "length_penalty" in self.model_fields_set and not self.use_beam_search:
+            raise wrong("length_penalty", "length_penalty needs use_beam_search to be true")
+        return self
 
     @model_validator(mode="after")
     def _best_of_is_n(self) -> Self:

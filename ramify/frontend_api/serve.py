@@ -22,6 +22,7 @@ from typing import Any
 import uvicorn
 
 import ramify
+from ramify.frontend_api.keys import Keys, load_keys
 from ramify.frontend_api.options import take
 from ramify.srt.config import EngineConfig, ServeConfig, check_engine
 from ramify.srt.errors import ConfigError, RamifyError
@@ -43,10 +44,12 @@ def run(parsed: argparse.Namespace) -> int:
     check_engine(engine)
     check_server(server)
     set_up_log(server.log_level)
-    if server.host not in LOCAL_HOSTS:
-        log.warning("%s is open to the network, and requests need no key", server.host)
+    keys = load_keys(server, os.environ)
+    if server.host not in LOCAL_HOSTS and keys is None:
+        text = "%s is open to the network, and requests need no key: see --api-keys-file"
+        log.warning(text, server.host)
     with bound(server) as sock:
-        return run_loop(Server(engine, server, prepare(engine.model), sock))
+        return run_loop(Server(engine, server, prepare(engine.model), sock, keys=keys))
 
 
 def check_server(config: ServeConfig) -> None:
@@ -125,9 +128,11 @@ class Server:
         folder: ModelFolder,
         sock: socket.socket,
         core: str = LOADER,
+        keys: Keys | None = None,
     ) -> None:
         self._started_s = time.monotonic()
         self._engine, self._server, self._folder, self._sock = engine, server, folder, sock
+        self._keys = keys
         self._name = server.served_model_name or folder.name
         self._supervisor = EngineSupervisor(engine, core=core, log_level=server.log_level)
         self._told_to_stop = asyncio.Event()
@@ -196,6 +201,7 @@ class Server:
                 serve_config=self._server,
                 new_seed=seed_source(self._engine.seed),
                 created_s=int(time.time()),
+                keys=self._keys,
             )
         )
 

@@ -186,7 +186,7 @@ def completion_requests(body: CompletionBody) -> list[GenerateRequest]:
 def completion_name(param: str) -> str:
     """A field of the runtime as /v1/completions names it."""
     names = {"text": "prompt", "input_ids": "prompt", "max_new_tokens": "max_tokens"}
-    return (OPENAI_NAMES | names).get(param, param)
+    return (OPENAI_NAMES | names | {"beam_width": "n"}).get(param, param)
 
 
 def chat_request(body: ChatBody, prompt_ids: Sequence[int]) -> GenerateRequest:

@@ -1,10 +1,14 @@
 """Check a cache from first principles: every page has the owners that tree, leases and pins say."""
 
+from array import array
+from collections import Counter
 from collections.abc import Iterator
 
 from ramify.radix_cache import history
 from ramify.radix_cache.eviction import cost_per_page
+from ramify.radix_cache.page_keys import PageKeys, page_key
 from ramify.radix_cache.prefix_cache import PrefixCache
+from ramify.radix_cache.tiers import TierIndex
 from ramify.radix_cache.tree import Node
 
 
@@ -17,6 +21,7 @@ def check(cache: PrefixCache) -> list[str]:
         *_pins(cache),
         *_heap(cache),
         *_pages(cache),
+        *_tiers(cache),
     ]
 
 
@@ -55,9 +60,23 @@ def _derived(cache: PrefixCache) -> Iterator[str]:
         if node.digest != history.extend(before, node.tokens):
             yield f"node {node.number} has another digest than its tokens"
         if node.tokens:
+            if node.page_key and node.page_key != _page_key(cache, node):
+                yield f"node {node.number} has another page key than its tokens"
             cost = cost_per_page(node.start, len(node.tokens), len(node.pages))
             if node.stats.cost != cost:
                 yield f"node {node.number} says it costs {node.stats.cost}, not {cost}"
+
+
+def _page_key(cache: PrefixCache, node: Node) -> bytes:
+    """The key of the pages that are full at the node's end, from the root on."""
+    path = [node]
+    while path[-1].parent is not None:
+        path.append(path[-1].parent)
+    tokens = array("I")
+    for each in reversed(path):
+        tokens += each.tokens
+    keys = PageKeys(path[-1].namespace, cache.page_size)
+    return keys.parent(tokens, len(tokens) // cache.page_size)
 
 
 def _locks(cache: PrefixCache) -> Iterator[str]:
@@ -120,3 +139,73 @@ def _pages(cache: PrefixCache) -> Iterator[str]:
     evictable = sum(h > 0 and not p for h, p in zip(holders, pins, strict=True))
     if evictable != pages.n_evictable:
         yield f"{pages.n_evictable} pages are counted evictable, {evictable} are"
+
+
+def _tiers(cache: PrefixCache) -> Iterator[str]:
+    """The rules of `tiers` and of `tier_pages`."""
+    if cache.tiers is not None:
+        yield from _tier_slots(cache.tiers)
+        yield from _tier_pages(cache.tiers)
+        yield from _tier_counts(cache.tiers)
+
+
+def _tier_slots(tiers: TierIndex) -> Iterator[str]:
+    """Rule (1): a slot is free or has one page, which says so too."""
+    for slot, page in enumerate(tiers.owners):
+        if (page is None) != (slot in tiers.free):
+            yield f"host slot {slot} is free and has a page, or neither"
+        if page is not None and page.slot != slot:
+            yield f"host slot {slot} has a page that says it is in {page.slot}"
+        if page is not None and not (page.known or page.reading or page.writing):
+            yield f"host slot {slot} has a forgotten page"
+    for page in tiers.pages.by_key.values():
+        if page.slot >= 0 and tiers.owners[page.slot] is not page:
+            yield f"host slot {page.slot} is not of the page that says so"
+
+
+def _tier_pages(tiers: TierIndex) -> Iterator[str]:
+    """Rule (3), the orders, the links both ways, and the keys."""
+    pages = tiers.pages
+    for key, page in pages.by_key.items():
+        name, record = key.hex()[:8], page.record
+        if record.key != key or page_key(record.parent, record.tokens) != key:
+            yield f"tier page {name} has another key than its tokens"
+        siblings = pages.siblings.get(record.parent)
+        if siblings is None or siblings.get(key) is not page:
+            yield f"tier page {name} is not among its siblings"
+        if page.slot < 0 and not page.on_disk:
+            yield f"tier page {name} is nowhere"
+        if (pages.idle.get(key) is page) != page.idle:
+            yield f"tier page {name} is idle or is not, and the order says otherwise"
+        if (pages.disk.get(key) is page) != page.on_disk:
+            yield f"tier page {name} is on disk or is not, and the order says otherwise"
+        if (page.reading or page.writing) and page.slot < 0:
+            yield f"tier page {name} is read or written, and has no slot"
+    if sum(map(len, pages.siblings.values())) != len(pages.by_key):
+        yield "there are siblings that are not known"
+    for order in (pages.idle, pages.disk):
+        if any(key not in pages.by_key for key in order):
+            yield "an unknown page is to be evicted from host memory or disk"
+
+
+def _tier_counts(tiers: TierIndex) -> Iterator[str]:
+    """Rule (2), locks and counters."""
+    used = [page for page in tiers.owners if page is not None]
+    if tiers.n_writing != sum(page.writing for page in used):
+        yield f"{tiers.n_writing} pages are counted as being written"
+    if tiers.n_reading != sum(page.reading for page in used):
+        yield f"{tiers.n_reading} pages are counted as being read"
+    if len(tiers.pages.disk) + tiers.n_writing > tiers.disk_pages:
+        yield f"{len(tiers.pages.disk)} files and {tiers.n_writing} to come are too many"
+    locks = Counter(page.record.key for f in tiers.fetches.values() for page in f.pages)
+    for page in tiers.pages.by_key.values():
+        if page.locks > locks[page.record.key]:
+            yield f"a tier page has {page.locks} locks for {locks[page.record.key]} fetches"
+    fetched = {id(page): page for f in tiers.fetches.values() for page in f.pages}
+    if tiers.n_locked != len(fetched):
+        yield f"{tiers.n_locked} tier pages are counted as locked, {len(fetched)} are"
+    if any(page.locks <= 0 for page in fetched.values()):
+        yield "a tier page that a fetch needs is not locked"
+    for fetch in tiers.fetches.values():
+        if fetch.open != sum(page.reading for page in fetch.pages):
+            yield f"a fetch waits for {fetch.open} reads"

@@ -27,8 +27,8 @@ class KvPool:
         shape = (n_layers, n_pages, n_kv_heads, page_size, head_dim)
         self.page_size = page_size
         self.n_pages = n_pages
-        self.keys = _untouched(shape, dtype)
-        self.values = _untouched(shape, dtype)
+        self.keys = untouched(shape, dtype)
+        self.values = untouched(shape, dtype)
         self.layers: list[tuple[Tensor, Tensor]] = list(zip(self.keys, self.values, strict=True))
 
     def copy(self, copies: tuple[PageCopy, ...]) -> None:
@@ -45,7 +45,7 @@ def bytes_per_page(
     return 2 * n_layers * n_kv_heads * page_size * head_dim * dtype.itemsize
 
 
-def _untouched(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+def untouched(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
     """Zeros that the system hands out page by page; torch.zeros would write them all at once.
 
     By small pages: a request that comes to a new page of the cache touches every layer's part of

@@ -1,10 +1,12 @@
 """The facade of the deciding half: a request leases pages, computes into them, publishes, releases.
 
-    acquire   match, lock, hold the matched full pages; a partly matched page is copied (PageCopy)
+    acquire   match, lock, hold the matched full pages; a partly matched page is copied (PageCopy),
+              and what host memory knows beyond is loaded (PageLoad)
     ensure    pages for the tokens to come, evicting if needed: all of them or none
     commit    publish what is computed; full pages that the tree already has replace our duplicates
     release   give everything back; what was published stays until evicted
     pin       keep a prefix from eviction for a time, as long as no request needs its pages to go on
+    fetch     read what the disk knows beyond into host memory, for a request that waits
 
 A lease's table, P = 4, matched 6 of 9 tokens, 2 more computed and one page ahead:
 
@@ -16,13 +18,16 @@ Pure: integers in, integers and moves (see `plans`) out.
 """
 
 from array import array
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import islice
 
 from ramify.radix_cache.eviction import EvictionKey, lru
 from ramify.radix_cache.page_allocator import PageAllocator
+from ramify.radix_cache.page_keys import PageKeys, node_pages
 from ramify.radix_cache.pins import PinTable
-from ramify.radix_cache.plans import Move, PageCopy
+from ramify.radix_cache.plans import FileDone, Move, PageCopy, PageLoad, PageRecord
+from ramify.radix_cache.tier_pages import Fetch, TierPage
+from ramify.radix_cache.tiers import TierIndex
 from ramify.radix_cache.tree import Node, RadixTree
 from ramify.radix_cache.view import NodeView, snapshot
 
@@ -33,7 +38,8 @@ NAMESPACES_TRIED = 5  # the oldest, in which a missed prefix is looked for
 class Lease:
     """A request's claim on pages. `node` is where its published prefix ends, locked; None: no lock.
 
-    `n_cached` is how many tokens were found computed; `copy` is one of `PrefixCache.take_moves`.
+    `n_cached` is how many tokens were found computed, of which `host_tokens` and `disk_tokens` had
+    to be loaded. `copy` and `loads` are among the moves that `PrefixCache.take_moves` returns.
     """
 
     namespace: str
@@ -42,6 +48,9 @@ class Lease:
     node: Node | None
     priority: int = 0
     copy: PageCopy | None = None
+    loads: list[PageLoad] = field(default_factory=list)
+    host_tokens: int = 0
+    disk_tokens: int = 0
     found: bool = False  # whether its hit is counted: with the first commit, so once
 
 
@@ -56,6 +65,7 @@ class PrefixCache:
         policy: EvictionKey = lru,
         reuse: bool = True,
         pin_share: float = 0.25,
+        tiers: TierIndex | None = None,
     ) -> None:
         self.page_size = page_size
         self.pages = PageAllocator(n_pages)
@@ -63,44 +73,77 @@ class PrefixCache:
         self.pins = PinTable(self.tree, int(n_pages * pin_share))
         self.leases: dict[int, Lease] = {}  # by id(), in order of acquisition
         self.reuse = reuse
-        self._moves: list[Move] = []  # in the order in which they were decided
+        self.tiers = tiers if reuse else None
+        self._moves: list[Move] = self.tiers.moves if self.tiers else []  # in order of decision
 
     def pages_for(self, n_tokens: int) -> int:
         return -(-n_tokens // self.page_size)
 
+    @property
+    def version(self) -> int:
+        """Changes whenever a prefix may be found that was not found before."""
+        return self.tree.version + (self.tiers.version if self.tiers else 0)
+
     def hit_length(self, namespace: str, key: "array[int]", limit: int) -> int:
         """How many leading tokens of `key` could be reused now, at most `limit`. Pure."""
-        return self.tree.match(namespace, key, limit)[1] if self.reuse else 0
+        return self.hit_lengths(namespace, key, limit)[1]
 
-    def acquire(self, namespace: str, key: "array[int]", limit: int, priority: int = 0) -> Lease:
+    def hit_lengths(
+        self, namespace: str, key: "array[int]", limit: int, keys: PageKeys | None = None
+    ) -> tuple[int, int]:
+        """(of `hit_length`, what is on the device, all of it). `keys`: see `page_keys`."""
+        n = self.tree.match(namespace, key, limit)[1] if self.reuse else 0
+        found = self._in_host(namespace, key, n, limit, keys)
+        return n, found[-1][1] if found else n
+
+    def page_keys(self, namespace: str) -> PageKeys | None:
+        """What a caller may keep for a growing sequence, so that its digests are made only once."""
+        return PageKeys(namespace, self.page_size) if self.tiers else None
+
+    def acquire(
+        self,
+        namespace: str,
+        key: "array[int]",
+        limit: int,
+        priority: int = 0,
+        keys: PageKeys | None = None,
+    ) -> Lease:
         """Lease the longest computed prefix of `key`, at most `limit` tokens long."""
         lease = Lease(namespace, [], 0, None, priority)
         self.leases[id(lease)] = lease
         matched, n = self.tree.match(namespace, key, limit) if self.reuse else (None, 0)
         if n > 0:
             self._take_over(lease, self.tree.ending_at(namespace, matched, n), n)
+        found = self._in_host(namespace, key, n, limit, keys)
+        if found:
+            self._load(lease, n, found)
+        elif lease.node is not None and n % self.page_size:
+            self._copy(lease, lease.node.pages[-1], n)
         self._yield_pins(self.pages_for(len(key)) - len(lease.table))
         return lease
 
     def _take_over(self, lease: Lease, node: Node, n: int) -> None:
-        """Lock the path to `node`, n tokens deep, hold its full pages and copy a partial one."""
+        """Lock the path to `node`, n tokens deep, and hold its full pages."""
         self.tree.touch(node, lease.priority)
         self.tree.lock(node)
         lease.node = node
-        pages = self.tree.path_pages(node, n)
-        lease.table = pages[: n // self.page_size]
+        lease.table = self.tree.path_pages(node, n)[: n // self.page_size]
         for page in lease.table:
             self.pages.hold_pinned(page)
         lease.n_cached = len(lease.table) * self.page_size
-        if n % self.page_size and self._evict_to(1):
-            lease.copy = PageCopy(pages[-1], self.pages.take(), n % self.page_size)
+
+    def _copy(self, lease: Lease, source: int, n: int) -> None:
+        """Copy the matched part of the page in which the first n tokens end."""
+        if self._evict_to(1):
+            lease.copy = PageCopy(source, self.pages.take(), n % self.page_size)
             lease.table.append(lease.copy.target)
             lease.n_cached = n
             self._moves.append(lease.copy)
 
     def take_moves(self) -> tuple[Move, ...]:
-        """What must be moved before the next step computes. The caller sees to it, in this order."""
-        moves, self._moves = tuple(self._moves), []
+        """What must be moved before the next step computes: the caller does so, in this order."""
+        moves = tuple(self._moves)
+        self._moves.clear()
         return moves
 
     def ensure(self, lease: Lease, n_tokens: int) -> bool:
@@ -123,6 +166,7 @@ class PrefixCache:
             return
         if not lease.found and lease.node is not None:
             self.tree.count_hit(lease.node)
+            self._back_up(lease.node)
         lease.found = True
         node = self.tree.insert(lease.namespace, key, lease.table, lease.priority)
         self.detach(lease)
@@ -145,18 +189,25 @@ class PrefixCache:
             lease.node = None
 
     def release(self, lease: Lease) -> None:
-        """Give back every page and lock of the lease. A copy that was not taken yet is not made."""
+        """Give back every page and lock of the lease. What nobody will read is not moved."""
         del self.leases[id(lease)]
-        self._moves = [move for move in self._moves if move is not lease.copy]
+        if not lease.found and (lease.copy is not None or lease.loads):
+            needless = {id(lease.copy), *map(id, lease.loads)}
+            self._moves[:] = [move for move in self._moves if id(move) not in needless]
         self.detach(lease)
         for page in lease.table:
             self.pages.drop_pinned(page)
         lease.table = []
 
     def flush(self) -> bool:
-        """Forget all prefixes, pins and past evictions. False, and no change, if a lease is out."""
-        if self.leases:
+        """Forget all prefixes, pins, past evictions, and what host memory and disk hold.
+
+        False, and no change, if a lease or a fetch is out.
+        """
+        if self.leases or (self.tiers and self.tiers.fetches):
             return False
+        if self.tiers:
+            self.tiers.clear()
         self.pins.clear()
         self.tree.clear()
         self.tree.roots.clear()
@@ -180,25 +231,133 @@ class PrefixCache:
         """Drop the pins whose time is over."""
         self.pins.expire(now)
 
+    # --- host memory and disk --------------------------------------------------------------------
+
+    def fetch(
+        self, namespace: str, key: "array[int]", limit: int, keys: PageKeys | None = None
+    ) -> Fetch | None:
+        """Begin to read what the disk knows beyond device and host memory; None: do not wait.
+
+        The pages stay in host memory until `end_fetch`, which the caller must call.
+        """
+        if self.tiers is None:
+            return None
+        n = self.tree.match(namespace, key, limit)[1]
+        return self.tiers.fetch(key, keys or PageKeys(namespace, self.page_size), n, limit)
+
+    def end_fetch(self, fetch: Fetch) -> None:
+        """The pages of a fetch may leave host memory again. It need not have ended."""
+        assert self.tiers is not None, "there are no fetches without tiers"
+        self.tiers.end_fetch(fetch)
+
+    def file_done(self, done: FileDone) -> None:
+        """Fold in the end of a FileRead or FileWrite."""
+        assert self.tiers is not None, "there are no files without tiers"
+        self.tiers.done(done)
+
+    def back_up_all(self, n: int) -> int:
+        """Begin to write up to n pages that are not on disk, the most recently used first.
+
+        Returns how many remain: call again as writes end, for as long as you can wait.
+        """
+        if self.tiers is None or not self.tiers.writes:
+            return 0
+        wanted = self._worth_writing(self.tiers.disk_pages)
+        for _, record in reversed(wanted):
+            self.tiers.touch_record(record)  # so that none of them makes way for another
+        left = [(page, record) for page, record in wanted if not self.tiers.is_safe(record)]
+        for page, record in left[:n]:
+            if not self.tiers.back_up(page, record):
+                break
+        return sum(not self.tiers.is_safe(record) for _, record in left)
+
+    def _worth_writing(self, n_pages: int) -> list[tuple[int, PageRecord]]:
+        """The n_pages pages of the tree used last; a path, which is used at once, from its root."""
+        nodes = sorted(self.tree.nodes(), key=lambda n: (-n.stats.last_used, n.start, n.number))
+        wanted: list[tuple[int, PageRecord]] = []
+        for node in nodes:
+            pages = node_pages(node, self.page_size)
+            if node.children and node.end % self.page_size:
+                pages.pop()  # the children's page holds more
+            wanted += pages
+            if len(wanted) >= n_pages:
+                break
+        return wanted[:n_pages]
+
+    def _in_host(
+        self, namespace: str, key: "array[int]", n: int, limit: int, keys: PageKeys | None
+    ) -> list[tuple[TierPage, int]]:
+        """(page, where the match ends in it) of the pages in host memory that go on after n."""
+        if self.tiers is None:
+            return []
+        return self.tiers.in_host(key, keys or PageKeys(namespace, self.page_size), n, limit)
+
+    def _load(self, lease: Lease, n: int, found: list[tuple[TierPage, int]]) -> None:
+        """Load what continues the first n tokens, as much of it as pages can be had for."""
+        assert self.tiers is not None, "only tiers find pages in host memory"
+        found = found[: self.pages.n_available]
+        pages = [tier_page for tier_page, _ in found]
+        hold = self.tiers.hold(pages)  # eviction stores pages too
+        self._evict_to(len(found))
+        for tier_page, end in found:
+            load = PageLoad(tier_page.slot, self.pages.take())
+            self._moves.append(load)
+            lease.loads.append(load)
+            lease.table.append(load.page)
+            if tier_page.from_disk:
+                lease.disk_tokens += end - n
+            else:
+                lease.host_tokens += end - n
+            lease.n_cached = n = end
+        self.tiers.end_fetch(hold)
+        self.tiers.touch(pages)
+
+    def _keep(self, node: Node) -> None:
+        """Store a node that is evicted, its last page first: host memory gives that up first."""
+        assert self.tiers is not None, "only tiers keep what is evicted"
+        for page, record in reversed(node_pages(node, self.page_size)):
+            self.tiers.keep(page, record)
+
+    def _back_up(self, node: Node) -> None:
+        """Write the path to `node` to disk: it was found again, so it is worth keeping."""
+        at: Node | None = node
+        while self.tiers and self.tiers.writes and at is not None and not at.backed_up:
+            pages = reversed(node_pages(at, self.page_size))
+            at.backed_up = all(self.tiers.back_up(page, record) for page, record in pages)
+            at = at.parent if at.backed_up else None
+
     # --- looking ---------------------------------------------------------------------------------
 
     def miss_reason(
-        self, namespace: str, key: "array[int]", n_cached: int, limit: int
+        self,
+        namespace: str,
+        key: "array[int]",
+        n_cached: int,
+        limit: int,
+        keys: PageKeys | None = None,
     ) -> str | None:
         """Why no more of `key` was reused; None if all that `limit` allows is computed or was.
 
-            evicted     more of it was there once: see EvictedPrefixes
-            namespace   more of it is there, but in another namespace (a few are looked at)
-            never seen  neither, as far as is known
+            below threshold  more of it is on disk, too little to wait for
+            evicted          more of it was there once (see EvictedPrefixes), or is on disk and
+                             could not be had in time
+            namespace        more of it is there, but in another namespace (a few are looked at)
+            never seen       none of these, as far as is known
 
         "namespace" says something about others: it is for operators, not for the clients that the
-        namespaces keep apart. There is no threshold for reuse, so no miss is below one.
+        namespaces keep apart.
         """
         if not self.reuse or n_cached >= limit:
             return None
-        n = self.tree.match(namespace, key, limit)[1]
+        on_device, n = self.hit_lengths(namespace, key, limit, keys)
         if n >= limit:
-            return None  # there, but no page was free to copy the partial last page to
+            return None  # there, but no page was free to copy or load it to
+        if self.tiers:
+            keys = keys or PageKeys(namespace, self.page_size)
+            missing = self.tiers.missing(key, keys, on_device, limit)
+            if missing:
+                few = missing < self.tiers.prefetch_min_tokens
+                return "below threshold" if few else "evicted"
         if self.tree.evicted.had(namespace, key, n):
             return "evicted"
         for other in islice(self.tree.roots, NAMESPACES_TRIED):
@@ -216,7 +375,7 @@ class PrefixCache:
         """Evict until n_pages are free. False, and nothing evicted, if that cannot be."""
         if self.pages.n_available < n_pages:
             return False
-        self.tree.evict(n_pages)
+        self.tree.evict(n_pages, self._keep if self.tiers else None)
         return self.pages.n_free >= n_pages
 
     def _yield_pins(self, n_pages: int) -> None:

@@ -25,7 +25,7 @@ Rules, kept by `_split` and `insert`, used by `path_pages`, checked by `invarian
 
 import heapq
 from array import array
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 
 from ramify.radix_cache import history
@@ -49,6 +49,8 @@ class Node:
     locks: int = 0
     queued: Key | None = None  # the key under which it is in the eviction heap
     namespace: str = ""  # of a root
+    page_key: bytes = b""  # of the pages full at the node's end, once asked for: see `page_keys`
+    backed_up: bool = False  # its pages are on disk or on their way there
 
     @property
     def end(self) -> int:
@@ -202,6 +204,7 @@ class RadixTree:
             digest=history.extend(parent.digest, head),
             children={tail[0]: node},
             locks=node.locks,
+            backed_up=node.backed_up,
         )
         if at % self.page_size:  # listed by both from now on: rule (2)
             self.pages.hold(upper.pages[-1])
@@ -237,8 +240,11 @@ class RadixTree:
                 self._offer(at)
             at = at.parent
 
-    def evict(self, n_pages: int) -> None:
-        """Evict unlocked leaves, smallest key first, until n_pages are free or none is left."""
+    def evict(self, n_pages: int, leaving: Callable[[Node], None] | None = None) -> None:
+        """Evict unlocked leaves, smallest key first, until n_pages are free or none is left.
+
+        Each is shown to `leaving` while it still has its pages.
+        """
         while self.pages.n_free < n_pages and self.heap:
             key, _, node = heapq.heappop(self.heap)
             if key != node.queued:
@@ -248,6 +254,8 @@ class RadixTree:
                 self._offer(node)  # it was used since: back with today's key
             elif not node.children and not node.locks:
                 self._floor = max(self._floor, key[0])
+                if leaving is not None:
+                    leaving(node)
                 self._remove(node)
 
     def clear(self) -> None:

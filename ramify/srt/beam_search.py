@@ -7,18 +7,25 @@
 The search itself is `extend`, a pure function. It gives what `generate(num_beams=...)` of
 transformers gives: a hypothesis scores the sum of its log-probabilities divided by its length in
 new tokens (the end token is one) to the power of `length_penalty`.
+
+`Search` folds the engine's answers into it, whoever asks the engine: `beam_search` here, in this
+process, and the HTTP server above the engine's process.
 """
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
+
+import msgspec
 
 from ramify.srt.errors import Aborted, InvalidRequest
 from ramify.srt.intake import MAX_TOP_LOGPROBS
+from ramify.srt.sampling_params import SamplingParams
 from ramify.srt.tokenization.incremental import IncrementalDecoder
 from ramify.srt.tokenization.tokenizer import Tokenizer
 
+MAX_BEAM_WIDTH = 64
 MAX_LENGTH_PENALTY = 10.0
 
 EarlyStopping = bool | Literal["never"]
@@ -69,8 +76,8 @@ class BeamOptions:
         return self.beam_width + len(self.eos_token_ids)
 
     def score(self, logprob: float, length: int) -> float:
-        """The score of a hypothesis of `length` new tokens."""
-        return logprob / math.pow(length, self.length_penalty)
+        """The score of a hypothesis of `length` new tokens; an empty one has 0."""
+        return logprob / math.pow(max(length, 1), self.length_penalty)
 
 
 @dataclass(frozen=True)
@@ -137,7 +144,116 @@ def _is_over(
     )
 
 
-# --- the search over an engine --------------------------------------------------------------------
+# --- a search and its replies ---------------------------------------------------------------------
+
+# What each step asks of each hypothesis: one token, of which only the alternatives matter.
+ONE_TOKEN = SamplingParams(max_new_tokens=1, temperature=0.0, sampling_seed=0)
+
+
+@dataclass
+class Search:
+    """A search under way: how far it is, and what its steps took.
+
+    `cut` is the finish reason of hypotheses that still ran when the search was ended early.
+    """
+
+    options: BeamOptions
+    prompt_tokens: int
+    beams: Beams = field(default_factory=Beams)
+    cut: dict[str, Any] | None = None
+    computed_tokens: int = 0
+    _first: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def over(self) -> bool:
+        """True when no further step is needed."""
+        return not self.beams.running or self.cut is not None
+
+    def take(self, metas: Sequence[dict[str, Any]]) -> None:
+        """Fold a step in: the `meta_info` of the replies to each running hypothesis, in order.
+
+        A step of which the engine has dropped a request ends the search.
+        """
+        self._first = self._first or metas[0]
+        self.computed_tokens += sum(m["prompt_tokens"] - m["cached_tokens"] for m in metas)
+        dropped = [meta for meta in metas if not meta["output_token_logprobs"]]
+        if dropped:
+            self.cut = self.cut or dropped[0]["finish_reason"]
+            return
+        likeliest = [[(lp, i) for lp, i, _ in meta["output_top_logprobs"][0]] for meta in metas]
+        self.beams = extend(self.beams, likeliest, self.options)
+
+    def best(self) -> list[Hypothesis]:
+        """The hypotheses there are, at most `beam_width`, best score first."""
+        found = (*self.beams.finished, *self.beams.running)
+        return sorted(found, key=lambda h: -self._score(h))[: self.options.beam_width]
+
+    def finish_reason(self, found: Hypothesis) -> dict[str, Any] | None:
+        """Why a hypothesis goes no further, as in a native reply; None while it does."""
+        length = len(found.token_ids)
+        if length and _ends(found, self.options):
+            return {"type": "stop", "matched": found.token_ids[-1]}
+        if length == self.options.max_new_tokens:
+            return {"type": "length", "length": length}
+        return self.cut
+
+    def replies(self, tokenizer: Tokenizer | None) -> list[Reply]:
+        """A native reply for each of `best`.
+
+        `meta_info` says of the prompt what was found in the cache at the first step, and how many
+        prompt tokens all steps together have computed.
+        """
+        return [self._reply(found, tokenizer) for found in self.best()]
+
+    def _reply(self, found: Hypothesis, tokenizer: Tokenizer | None) -> Reply:
+        ids = list(found.token_ids)
+        reason = self.finish_reason(found)
+        text = ""
+        if tokenizer is not None:
+            decoder = IncrementalDecoder(tokenizer)
+            ended = reason is not None and reason["type"] == "stop"
+            text = decoder.push(ids[:-1] if ended else ids) + decoder.finish()
+        meta = {
+            "finish_reason": reason,
+            "prompt_tokens": self.prompt_tokens,
+            "completion_tokens": len(ids),
+            "cached_tokens": self._first.get("cached_tokens", 0),
+            "cached_tokens_details": self._first.get("cached_tokens_details"),
+            "computed_tokens": self.computed_tokens,
+            "cache_miss_reason": self._first.get("cache_miss_reason"),
+            "score": self._score(found),
+            "cumulative_logprob": found.logprob,
+        }
+        return {"text": text, "output_ids": ids, "meta_info": meta}
+
+    def _score(self, found: Hypothesis) -> float:
+        return self.options.score(found.logprob, len(found.token_ids))
+
+
+def check_options(options: BeamOptions, most_beams: int, vocab_size: int) -> None:
+    """Raises InvalidRequest for an option that no search can have, whatever its prompt."""
+    ends, penalty = options.eos_token_ids, options.length_penalty
+    for token_id in ends:
+        _within("eos_token_ids", token_id, 0, vocab_size - 1)
+    _within("beam_width", options.beam_width, 1, most_beams)
+    _within("max_new_tokens", options.max_new_tokens, 1, 2**31 - 1)
+    if type(penalty) not in (int, float) or not abs(penalty) <= MAX_LENGTH_PENALTY:
+        right = f"takes a number from -{MAX_LENGTH_PENALTY:g} to {MAX_LENGTH_PENALTY:g}"
+        raise _wrong("length_penalty", right)
+    if type(options.early_stopping) is not bool and options.early_stopping != "never":
+        raise _wrong("early_stopping", 'takes true, false, or "never"')
+
+
+def _within(name: str, value: object, low: int, high: int) -> None:
+    if type(value) is not int or not low <= value <= high:
+        raise _wrong(name, f"takes an integer from {low} to {high} here, got {value!r:.40}")
+
+
+def _wrong(name: str, what: str) -> InvalidRequest:
+    return InvalidRequest(f"{name} {what}", param=name, code="invalid_value")
+
+
+# --- the search over an engine in this process ----------------------------------------------------
 
 
 def beam_search(
@@ -155,55 +271,31 @@ def beam_search(
 ) -> list[Reply]:
     """The `n` best continuations of a prompt, best first.
 
-    Each is a reply as `Engine.generate` gives it, with `score`; its `meta_info` has the sum of
+    Each is a reply as `Engine.generate` gives it; its `meta_info` has the `score`, the sum of
     log-probabilities (`cumulative_logprob`), `cached_tokens` of the prompt, and `computed_tokens`:
     the prompt tokens computed in all steps of the search together. End tokens are the model's
     unless given. Raises InvalidRequest naming the option, and Aborted when the engine drops a step.
     """
     tokenizer, info = engine.get_tokenizer(), engine.model_info()
-    if eos_token_ids is None:
-        eos_token_ids = info["eos_token_ids"]
+    ends = info["eos_token_ids"] if eos_token_ids is None else eos_token_ids
     options = BeamOptions(
-        beam_width,
-        max_new_tokens,
-        tuple(dict.fromkeys(eos_token_ids)),
-        length_penalty,
-        early_stopping,
+        beam_width, max_new_tokens, tuple(dict.fromkeys(ends)), length_penalty, early_stopping
     )
     ids = _prompt_ids(prompt, input_ids, tokenizer)
     _check(options, n, len(ids), info)
-    steps = _Steps(engine, ids, min(options.n_candidates, info["vocab_size"]), namespace)
-    beams = Beams()
-    while beams.running:
-        beams = extend(beams, steps.candidates(beams.running), options)
-    return [_reply(found, options, tokenizer, steps) for found in beams.finished[:n]]
-
-
-class _Steps:
-    """Asks the engine for the likeliest next tokens, and counts what that took."""
-
-    def __init__(self, engine: Generator, prompt: list[int], top: int, namespace: str) -> None:
-        self.prompt = prompt
-        self.cached_tokens = 0
-        self.computed_tokens = 0
-        self._engine = engine
-        self._options: dict[str, Any] = {
-            "sampling_params": {"max_new_tokens": 1, "temperature": 0.0},
-            "return_logprob": True,
-            "top_logprobs_num": top,
-            "namespace": namespace,
-        }
-
-    def candidates(self, running: Sequence[Hypothesis]) -> list[list[Candidate]]:
-        """The likeliest next tokens of each hypothesis, likeliest first."""
-        texts = [[*self.prompt, *hypothesis.token_ids] for hypothesis in running]
-        metas = [r["meta_info"] for r in self._engine.generate(input_ids=texts, **self._options)]
-        if not running[0].token_ids:
-            self.cached_tokens = metas[0]["cached_tokens"]
-        self.computed_tokens += sum(m["prompt_tokens"] - m["cached_tokens"] for m in metas)
-        if not all(meta["output_token_logprobs"] for meta in metas):
-            raise Aborted("the engine ended a step of the beam search")
-        return [[(lp, i) for lp, i, _ in meta["output_top_logprobs"][0]] for meta in metas]
+    search = Search(options, len(ids))
+    asked: dict[str, Any] = {
+        "sampling_params": msgspec.structs.asdict(ONE_TOKEN),
+        "return_logprob": True,
+        "top_logprobs_num": min(options.n_candidates, info["vocab_size"]),
+        "namespace": namespace,
+    }
+    while not search.over:
+        texts = [[*ids, *hypothesis.token_ids] for hypothesis in search.beams.running]
+        search.take([r["meta_info"] for r in engine.generate(input_ids=texts, **asked)])
+    if search.cut is not None:
+        raise Aborted("the engine ended a step of the beam search")
+    return search.replies(tokenizer)[:n]
 
 
 def _prompt_ids(
@@ -222,56 +314,12 @@ def _prompt_ids(
 
 def _check(options: BeamOptions, n: int, prompt_tokens: int, info: dict[str, Any]) -> None:
     """Raises InvalidRequest for an option out of range."""
-    ends, penalty = options.eos_token_ids, options.length_penalty
-    for token_id in ends:
-        _within("eos_token_ids", token_id, 0, info["vocab_size"] - 1)
-    if len(ends) >= MAX_TOP_LOGPROBS:
+    ends = len(options.eos_token_ids)
+    if ends >= MAX_TOP_LOGPROBS:
         raise _wrong("eos_token_ids", f"takes at most {MAX_TOP_LOGPROBS - 1} ids")
-    _within("beam_width", options.beam_width, 1, MAX_TOP_LOGPROBS - len(ends))
+    check_options(options, MAX_TOP_LOGPROBS - ends, info["vocab_size"])
     _within("n", n, 1, options.beam_width)
     room = info["context_length"] - prompt_tokens
     if room < 1:
         raise _wrong("prompt", f"fills the context of {info['context_length']} tokens")
     _within("max_new_tokens", options.max_new_tokens, 1, room)
-    if type(penalty) not in (int, float) or not abs(penalty) <= MAX_LENGTH_PENALTY:
-        right = f"takes a number from -{MAX_LENGTH_PENALTY:g} to {MAX_LENGTH_PENALTY:g}"
-        raise _wrong("length_penalty", right)
-    if type(options.early_stopping) is not bool and options.early_stopping != "never":
-        raise _wrong("early_stopping", 'takes true, false, or "never"')
-
-
-def _within(name: str, value: object, low: int, high: int) -> None:
-    if type(value) is not int or not low <= value <= high:
-        raise _wrong(name, f"takes an integer from {low} to {high} here, got {value!r:.40}")
-
-
-def _wrong(name: str, what: str) -> InvalidRequest:
-    return InvalidRequest(f"{name} {what}", param=name, code="invalid_value")
-
-
-def _reply(
-    found: Hypothesis, options: BeamOptions, tokenizer: Tokenizer | None, steps: _Steps
-) -> Reply:
-    ids = list(found.token_ids)
-    ended = _ends(found, options)
-    text = ""
-    if tokenizer is not None:
-        decoder = IncrementalDecoder(tokenizer)
-        text = decoder.push(ids[:-1] if ended else ids) + decoder.finish()
-    return {
-        "text": text,
-        "output_ids": ids,
-        "score": options.score(found.logprob, len(ids)),
-        "meta_info": {
-            "finish_reason": (
-                {"type": "stop", "matched": ids[-1]}
-                if ended
-                else {"type": "length", "length": len(ids)}
-            ),
-            "prompt_tokens": len(steps.prompt),
-            "completion_tokens": len(ids),
-            "cached_tokens": steps.cached_tokens,
-            "computed_tokens": steps.computed_tokens,
-            "cumulative_logprob": found.logprob,
-        },
-    }

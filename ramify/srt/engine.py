@@ -51,13 +51,13 @@ class Engine:
     """
 
     def __init__(self, model: str = "smollm2", **options: Any) -> None:
-        from ramify.srt.workers.engine_core import EngineCore  # the only import of torch here
+        from ramify.srt.workers.loading import load_prepared  # the only import of torch here
 
         config = EngineConfig(model=model, **options)
         check_engine(config)
         folder = prepare(model)
         tokenizer = Tokenizer.load(folder.path) if folder.has_tokenizer else None
-        core = EngineCore.load(config, folder)
+        core = load_prepared(config, folder)
         self._serve(core, tokenizer, config, folder.name, str(folder.path))
 
     @classmethod

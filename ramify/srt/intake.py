@@ -232,6 +232,7 @@ def to_submits(
     info: ModelInfo,
     new_id: Callable[[], str],
     new_seed: Callable[[], int],
+    account: str = "",
 ) -> list[Submit]:
     """One validated `Submit` for each of the request's `n` sequences.
 
@@ -265,6 +266,7 @@ def to_submits(
             priority=request.priority,
             program_id=request.program_id,
             timeout_s=request.timeout_s,
+            account=account,
         )
         for i in range(request.sampling.n)
     ]

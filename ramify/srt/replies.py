@@ -24,6 +24,7 @@ from ramify.srt.tokenization.incremental import IncrementalDecoder
 from ramify.srt.tokenization.stopping import StopStrings
 from ramify.srt.tokenization.tokenizer import Tokenizer
 
+ABORTED = {"type": "abort", "message": "the request was aborted"}
 TIMEOUT = {
     "type": "abort",
     "message": "the request ran out of its timeout_s",
@@ -184,7 +185,7 @@ class ReplyAssembler:
             return {"type": "length", "length": len(self._output_ids)}
         if self.finished.reason == FinishReason.TIMEOUT:
             return dict(TIMEOUT)
-        return {"type": "abort", "message": "the request was aborted"}
+        return dict(ABORTED)
 
     @property
     def output_logprobs(self) -> list[TokenLogprob]:

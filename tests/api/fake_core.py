@@ -48,7 +48,10 @@ class Knobs:
 
 
 class FakeCore:
-    """Answers a prompt whose last token is t with t + 1, t + 2, ... modulo `EOS`."""
+    """Answers a prompt whose last token is t with t + 1, t + 2, ... modulo `EOS`.
+
+    The likeliest tokens at a place are the one taken and those after it, each less likely by 1.
+    """
 
     def __init__(self, knobs: Knobs | None = None) -> None:
         self.knobs = knobs or Knobs()
@@ -135,7 +138,8 @@ class FakeCore:
         made += 1
         self.running[request_id] = (submit, prompt, made)
         token = EOS if made == self.knobs.eos_after else (prompt[-1] + made) % EOS
-        logprobs = [TokenLogprob(-0.5, token, [(-0.5, token)])] if submit.return_logprob else None
+        top = [(-0.5 - i, (token + i) % (EOS + 1)) for i in range(max(1, submit.top_logprobs))]
+        logprobs = [TokenLogprob(-0.5, token, top)] if submit.return_logprob else None
         out: list[ToFrontend] = [Tokens(request_id, [token], 0, logprobs)]
         if token == EOS or token in submit.sampling.stop_token_ids:
             out.append(self._finished(request_id, "stop", token))

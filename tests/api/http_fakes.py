@@ -7,6 +7,7 @@ core answers "abc" with "defg...". `write_tokenizer` puts it into a folder.
 """
 
 import json
+import os
 import sys
 from pathlib import Path
 
@@ -17,9 +18,10 @@ from msgspec.structs import replace
 from tokenizers import decoders, models, pre_tokenizers
 
 from ramify.frontend_api import serve
+from ramify.frontend_api.keys import load_keys
 from ramify.srt.config import EngineConfig, ServeConfig
 from ramify.srt.errors import ModelLoadError
-from ramify.srt.messages import Submit, ToFrontend, TokenLogprob, Tokens, unpack_ids
+from ramify.srt.messages import EngineStats, Submit, ToFrontend, TokenLogprob, Tokens, unpack_ids
 from ramify.srt.weights.source import ModelFolder
 
 TEMPLATE = (
@@ -45,14 +47,19 @@ def write_tokenizer(folder: Path) -> None:
 
 
 class CachingCore(FakeCore):
-    """The fake with a cache: every prompt is remembered, per namespace. -1.0 for prompt tokens."""
+    """The fake with a cache: every prompt is remembered, per namespace. -1.0 for prompt tokens.
+
+    Where its invariants are asked for, it tells for which accounts it worked since the last time.
+    """
 
     def __init__(self, knobs: Knobs) -> None:
         super().__init__(knobs)
         self.known: dict[str, list[list[int]]] = {}
         self.cached: dict[str, int] = {}
+        self.accounts: set[str] = set()
 
     def submit(self, message: Submit, now: float):
+        self.accounts |= {message.account} - {""}
         prompt = unpack_ids(message.token_ids)
         known = self.known.setdefault(message.namespace, [])
         found = max((common(prompt, other) for other in known), default=0)
@@ -64,6 +71,12 @@ class CachingCore(FakeCore):
         if self.idle:
             self.known.clear()
         return super().flush()
+
+    def inspect(self, *, check: bool) -> tuple[EngineStats, list[str]]:
+        stats, _ = super().inspect(check=check)
+        told = sorted(self.accounts) if check else []
+        self.accounts -= set(told)
+        return stats, told
 
     def _advance(self, request_id: str) -> list[ToFrontend]:
         submit, prompt, made = self.running[request_id]
@@ -101,6 +114,7 @@ def main(model: str, folder: str, *options: str) -> int:
             ModelFolder("fake", Path(folder)),
             sock,
             core="http_fakes:make",
+            keys=load_keys(config, os.environ),
         )
         try:
             return serve.run_loop(server)

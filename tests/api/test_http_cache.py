@@ -1,4 +1,4 @@
-"""The routes of the cache over real sockets: pins, and a tree that shows contents only if told to."""
+"""The routes of the cache over real sockets: pins, and a tree that hides or shows its contents."""
 
 import json
 import re

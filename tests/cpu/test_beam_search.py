@@ -1,7 +1,14 @@
 """Beam search gives what transformers gives: the rules on random models, then the real one."""
 
 import itertools
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
 
+import httpx
 import pytest
 import torch
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
@@ -10,6 +17,7 @@ from ramify.srt.beam_search import BeamOptions, Beams, beam_search, extend
 from ramify.srt.engine import Engine
 
 # float32: a cached prefix shifts bfloat16 logits enough to order two beams otherwise.
+RAMIFY = Path(sys.executable).with_name("ramify")
 OPTIONS = {"threads": 1, "max_total_tokens": 2048, "dtype": "float32"}
 PROMPTS = [
     "The capital of France is",
@@ -121,7 +129,8 @@ def test_the_real_model_gives_what_transformers_gives(engine, reference, prompt,
     found = beam_search(engine, prompt, max_new_tokens=16, length_penalty=penalty, n=4)
     expected = theirs(reference, ids, options)
     assert [reply["output_ids"] for reply in found] == [made for made, _ in expected]
-    assert [r["score"] for r in found] == pytest.approx([s for _, s in expected], abs=1e-3)
+    scores = [reply["meta_info"]["score"] for reply in found]
+    assert scores == pytest.approx([s for _, s in expected], abs=1e-3)
 
 
 @pytest.mark.model
@@ -144,11 +153,82 @@ def test_a_reply_is_text_and_says_why_it_ended(engine):
     prompt = "The capital of France is"
     best, second = beam_search(engine, prompt, beam_width=4, max_new_tokens=4, n=2)
     assert "Paris" in best["text"] + second["text"]
-    assert best["score"] >= second["score"]
-    assert best["meta_info"]["cumulative_logprob"] == pytest.approx(4 * best["score"])
+    score = best["meta_info"]["score"]
+    assert score >= second["meta_info"]["score"]
+    assert best["meta_info"]["cumulative_logprob"] == pytest.approx(4 * score)
     assert best["meta_info"]["finish_reason"] == {"type": "length", "length": 4}
     end = best["output_ids"][1]
     made = beam_search(engine, prompt, max_new_tokens=4, eos_token_ids=[end], n=4)
     stopped = next(r for r in made if r["output_ids"][-1] == end)
     assert stopped["meta_info"]["finish_reason"] == {"type": "stop", "matched": end}
     assert stopped["text"] == engine.get_tokenizer().decode(stopped["output_ids"][:-1])
+
+
+# --- the real model, over HTTP ---
+
+
+@pytest.fixture(scope="module")
+def client(smollm2):
+    options = [f"--{name.replace('_', '-')}={value}" for name, value in OPTIONS.items()]
+    command = [RAMIFY, "serve", "smollm2", "--port=0", "--log-level=warning", *options]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        lines = [process.stdout.readline() for _ in range(5)]
+        url = re.search(r"http://\S+(?=/v1)", lines[1])
+        assert url, lines
+        with httpx.Client(base_url=url[0], timeout=120) as made:
+            yield made
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(30) == 0
+
+
+def stats(client):
+    info = client.get("/server_info").json()
+    assert info["violations"] == []
+    return info["stats"]
+
+
+@pytest.mark.model
+@pytest.mark.parametrize(("prompt", "penalty"), list(zip(PROMPTS, PENALTIES, strict=True))[::2])
+def test_over_http_it_is_the_same_search(engine, client, prompt, penalty):
+    """The same ids, texts, scores and counts as the function above an engine in this process."""
+    options = {"beam_width": 4, "max_new_tokens": 12, "length_penalty": penalty}
+    assert engine.flush_cache()
+    assert client.post("/flush_cache", params={"timeout": 10}).is_success
+    expected = beam_search(engine, prompt, n=4, **options)
+    found = client.post("/generate", json={"text": prompt, "sampling_params": options}).json()
+    same = ("output_ids", "text")
+    assert [[r[k] for k in same] for r in found] == [[r[k] for k in same] for r in expected]
+    for reply, other in zip(found, expected, strict=True):
+        meta, wanted = reply["meta_info"], other["meta_info"]
+        for name in ("finish_reason", "prompt_tokens", "cached_tokens", "computed_tokens"):
+            assert meta[name] == wanted[name], name
+        assert meta["score"] == pytest.approx(wanted["score"], abs=1e-4)
+    completion = {"model": "smollm2", "prompt": prompt, "max_tokens": 12, "n": 4}
+    completion |= {"use_beam_search": True, "length_penalty": penalty}
+    choices = client.post("/v1/completions", json=completion).json()["choices"]
+    assert [choice["text"] for choice in choices] == [reply["text"] for reply in expected]
+
+
+@pytest.mark.model
+def test_over_http_a_beam_may_be_wider_than_log_probabilities_are_told(client):
+    sampling = {"beam_width": 64, "max_new_tokens": 3}
+    body = {"text": "Roses are red,", "sampling_params": sampling}
+    found = client.post("/generate", json=body).json()
+    assert len({tuple(reply["output_ids"]) for reply in found}) == 64
+    scores = [reply["meta_info"]["score"] for reply in found]
+    assert scores == sorted(scores, reverse=True)
+    assert stats(client)["running"] == 0
+
+
+@pytest.mark.model
+def test_a_client_that_leaves_in_the_middle_gives_all_pages_back(client):
+    sampling = {"beam_width": 8, "max_new_tokens": 1000}
+    body = {"text": "Once upon a time", "sampling_params": sampling}
+    with pytest.raises(httpx.ReadTimeout):
+        client.post("/generate", json=body, timeout=1.0)
+    time.sleep(0.5)
+    first = stats(client)
+    assert (first["running"], first["waiting"]) == (0, 0)
+    assert first["pages_free"] + first["pages_evictable"] == first["pages_total"]
+    time.sleep(0.3)
+    assert stats(client)["steps"] == first["steps"], "no further step came"

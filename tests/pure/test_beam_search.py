@@ -1,5 +1,6 @@
 """The beam search itself: against exhaustive search over small tables, and its rules one by one."""
 
+import asyncio
 import itertools
 import math
 
@@ -7,8 +8,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from ramify.frontend_api.beams import of_step, together
 from ramify.srt.beam_search import BeamOptions, Beams, Hypothesis, beam_search, extend
 from ramify.srt.errors import Aborted, InvalidRequest
+from ramify.srt.messages import Submit, pack_ids, unpack_ids
+from ramify.srt.sampling_params import SamplingParams
 
 EOS = 0
 
@@ -142,6 +146,7 @@ class NoEngine:
 
     def generate(self, **options):
         meta = {"prompt_tokens": 1, "cached_tokens": 0, "output_token_logprobs": []}
+        meta["finish_reason"] = {"type": "abort"}
         return [{"meta_info": meta} for _ in options["input_ids"]]
 
 
@@ -177,3 +182,48 @@ def test_options_out_of_range_are_refused_by_name(options, param):
 def test_a_step_that_the_engine_drops_ends_the_search():
     with pytest.raises(Aborted):
         beam_search(NoEngine(), input_ids=[1], max_new_tokens=8)
+
+
+# --- a step over HTTP ---
+
+
+def test_a_step_is_queued_charged_and_cached_as_its_request():
+    first = Submit(
+        "client's",
+        pack_ids([1, 2]),
+        SamplingParams(max_new_tokens=50),
+        "namespace",
+        priority=5,
+        program_id="program",
+        timeout_s=9.0,
+        account="account",
+    )
+    step = of_step(first, (7, 8), 6, 2.5)
+    assert unpack_ids(step.token_ids) == [1, 2, 7, 8]
+    assert (step.sampling.max_new_tokens, step.return_logprob, step.top_logprobs) == (1, True, 6)
+    assert step.timeout_s == 2.5
+    assert step.request_id not in (first.request_id, of_step(first, (7, 8), 6, 2.5).request_id)
+    same = ("namespace", "priority", "program_id", "account", "logprob_start")
+    assert [getattr(step, name) for name in same] == [getattr(first, name) for name in same]
+
+
+def test_the_first_error_of_a_step_ends_its_other_requests():
+    ended = []
+
+    async def wait():
+        try:
+            await asyncio.sleep(60)
+        finally:
+            ended.append("other")
+
+    async def fail():
+        await asyncio.sleep(0)
+        raise InvalidRequest("wrong")
+
+    async def run():
+        async with asyncio.timeout(5):
+            await together([wait(), fail(), wait()])
+
+    with pytest.raises(InvalidRequest):
+        asyncio.run(run())
+    assert ended == ["other", "other"]

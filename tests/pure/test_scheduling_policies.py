@@ -78,7 +78,7 @@ class World:
         if request is not None:
             self.queue.admit(request)
             request.cached_tokens = 0
-            self.queue.order.service.charge(request.submit.program_id, self.rng.randint(1, 50))
+            self.queue.order.charge(request, self.rng.randint(1, 50))
             self.ran[request.number] = self.waiting.pop(request.number)
             self.trace.append(request.number)
             for other in self.waiting:

@@ -7,6 +7,7 @@ runtime; the line after every answer shows it.
 import argparse
 import contextlib
 import json
+import os
 import sys
 from collections.abc import Iterator
 from dataclasses import asdict, fields
@@ -14,6 +15,7 @@ from typing import Any, Protocol, cast
 
 import httpx
 
+from ramify.frontend_api.keys import ENVIRONMENT
 from ramify.frontend_api.options import given, sampling_given, take
 from ramify.srt.config import EngineConfig, check_engine
 from ramify.srt.errors import ConfigError, RamifyError, RequestError
@@ -144,7 +146,9 @@ def _server(parsed: argparse.Namespace) -> Iterator[Partner]:
     url = parsed.model.rstrip("/").removesuffix("/v1") + "/v1/"
     options = {OPENAI_NAMES.get(name, name): value for name, value in _sampling(parsed).items()}
     timeout = httpx.Timeout(None, connect=CONNECT_TIMEOUT_S)
-    with httpx.Client(base_url=url, timeout=timeout) as client:
+    key = os.environ.get(ENVIRONMENT)
+    headers = {"Authorization": f"Bearer {key}"} if key else {}
+    with httpx.Client(base_url=url, timeout=timeout, headers=headers) as client:
         yield ServerPartner(client, options)
 
 
@@ -155,8 +159,10 @@ class ServerPartner:
         self._client, self._options = client, options
         self.counts = (0, 0, 0)
         try:
-            listed = client.get("models").raise_for_status().json()
-            self._model = listed["data"][0]["id"]
+            listed = client.get("models")
+            if listed.status_code == httpx.codes.UNAUTHORIZED:
+                raise RamifyError(f"{client.base_url} takes no such key: set {ENVIRONMENT}")
+            self._model = listed.raise_for_status().json()["data"][0]["id"]
         except (httpx.HTTPError, ValueError, LookupError, TypeError) as error:
             raise RamifyError(f"{client.base_url} is not an OpenAI server: {error}") from None
 

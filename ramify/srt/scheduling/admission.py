@@ -32,13 +32,13 @@ def choose(
 
 def first_in_line(waiting: WaitingQueue, running: Requests, cache: PrefixCache) -> Request | None:
     """Who is to start next, room or not. On the way, parks those who had better wait."""
-    overdue = waiting.aging.overdue()
-    if overdue is not None:
-        waiting.refresh(overdue)
-        return overdue
     prefills = [r for r in running.values() if r.state is State.PREFILL] if cache.reuse else []
     request = None
-    for _ in range(LOOKS):
+    for _ in range(LOOKS):  # parking can end an account's turn
+        overdue = waiting.aging.overdue()
+        if overdue is not None:
+            waiting.refresh(overdue)
+            return overdue
         request = waiting.order.first()
         if request is None:
             return None
@@ -75,7 +75,8 @@ def preempted(
     """Who is retracted so that the first in line may start: None if it has room, or no right.
 
     Only requests of strictly smaller priority make way, and none that was overtaken `bound` times:
-    it would go before everybody at once, and the two would take turns for ever.
+    it would go before everybody at once, and the two would take turns for ever. Nor does one of
+    another account: what clients say of their requests ranks their own.
     """
     headroom = headroom_pages(running, cache.page_size)
     if not full and has_room(request, running, cache, headroom):
@@ -83,7 +84,9 @@ def preempted(
     smaller = {
         r.id: r
         for r in running.values()
-        if r.submit.priority < request.submit.priority and r.overtaken < bound
+        if r.submit.priority < request.submit.priority
+        and r.overtaken < bound
+        and r.submit.account == request.submit.account
     }
     return victim(smaller, by_priority=True) if smaller else None
 

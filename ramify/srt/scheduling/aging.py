@@ -11,21 +11,28 @@ A request that never ran needs no count of its own:
 A later arrival than w was admitted while w waited, for w always waited. So the oldest is overtaken
 most, only it is looked at, and `passed` never outgrows the bound. An admission costs no visit to
 those who wait, except to the few that were retracted: they ran for a while, so they count alone.
+
+Only requests of the same account count: an account that floods the queue cannot go before the
+others by the age of what it sent. How long accounts wait for each other is bounded by `shares`.
 """
 
 from collections import OrderedDict
 
 from ramify.srt.scheduling.request import Request
+from ramify.srt.scheduling.shares import Shares
 
 
-class Aging:
-    """Who was overtaken how often. Every waiting request is in here."""
+class Ages:
+    """Who of one account was overtaken how often."""
 
     def __init__(self, bound: int) -> None:
         self._bound = bound
         self._fresh: OrderedDict[int, Request] = OrderedDict()  # never ran, in order of arrival
         self._resuming: dict[int, Request] = {}  # ran and were retracted
         self._passed: list[int] = []
+
+    def __bool__(self) -> bool:
+        return bool(self._fresh or self._resuming)
 
     def add(self, request: Request) -> None:
         group = self._resuming if request.ran else self._fresh
@@ -67,3 +74,52 @@ class Aging:
         if len(self._passed) >= self._bound:
             late.append(next(iter(self._fresh.values())))
         return min(late, key=lambda r: r.number, default=None)
+
+
+class Aging:
+    """The ages of all accounts. Every waiting request is in here, so it tells who waits."""
+
+    def __init__(self, bound: int, shares: Shares) -> None:
+        self._bound = bound
+        self._shares = shares
+        self._ages: dict[str, Ages] = {}
+
+    def numbers(self) -> list[int]:
+        """Those who wait, in no particular order."""
+        return [number for ages in self._ages.values() for number in ages.numbers()]
+
+    def add(self, request: Request) -> None:
+        """It waits."""
+        account = request.submit.account
+        if account not in self._ages:
+            self._ages[account] = Ages(self._bound)
+            self._shares.begin(account)
+        self._ages[account].add(request)
+        if request.ran:  # else it is the newest, and nobody became older
+            self._note(account)
+
+    def remove(self, request: Request) -> None:
+        """It waits no longer, for whatever reason."""
+        self._ages[request.submit.account].remove(request)
+        self._note(request.submit.account)
+
+    def admit(self, request: Request) -> None:
+        """It goes next, and has overtaken those of its account who came before it."""
+        self._ages[request.submit.account].admit(request)
+        self._note(request.submit.account)
+
+    def overtaken(self, request: Request) -> int:
+        """How many later arrivals of its account were admitted while this request waited."""
+        return self._ages[request.submit.account].overtaken(request)
+
+    def overdue(self) -> Request | None:
+        """Who must go next, if the account whose turn it is has somebody who must."""
+        ages = self._ages.get(account) if (account := self._shares.turn()) is not None else None
+        return None if ages is None else ages.overdue()
+
+    def _note(self, account: str) -> None:
+        ages = self._ages[account]
+        self._shares.set_late(account, ages.overdue() is not None)
+        if not ages:
+            del self._ages[account]
+            self._shares.end(account)

@@ -15,7 +15,8 @@ least service goes first.
      |- trunk  by weight                     `- program ""
      `- request
 
-Whatever the policy, nobody is overtaken more often than the bound: see `aging`.
+Whatever the policy, nobody is overtaken more often than the bound: see `aging`. All this is inside
+an account; between accounts `shares` decides.
 """
 
 from collections.abc import Callable, Hashable, Mapping

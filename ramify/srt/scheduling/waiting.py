@@ -20,6 +20,7 @@ from ramify.srt.scheduling.lazy_heap import LazyHeap
 from ramify.srt.scheduling.order import Order
 from ramify.srt.scheduling.queue_policy import Policy
 from ramify.srt.scheduling.request import Request, State
+from ramify.srt.scheduling.shares import Shares
 
 LOOKS = 64  # requests moved or looked up again in one step, for each of the two
 Waiters = LazyHeap[Request]  # on one prefill, the shortest shared trunk first
@@ -30,8 +31,9 @@ class WaitingQueue:
 
     def __init__(self, policy: Policy, bound: int, cache: PrefixCache) -> None:
         self.requests: dict[str, Request] = {}
-        self.order = Order(policy)
-        self.aging = Aging(bound)
+        shares = Shares()
+        self.order = Order(policy, shares)
+        self.aging = Aging(bound, shares)
         self.n_tokens = 0
         self._by_hit = policy.by_hit
         self._cache = cache

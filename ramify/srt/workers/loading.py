@@ -1,12 +1,36 @@
-"""How the engine process gets its core. Named by `engine_process.LOADER`, so that only the process
-that loads the model imports torch."""
+"""How an engine gets its core. `engine_process.LOADER` names `load`, so that only the process that
+loads the model imports torch."""
 
+import logging
+
+from ramify.srt.clock import MonotonicClock
 from ramify.srt.config import EngineConfig, check_engine
-from ramify.srt.weights.source import prepare
+from ramify.srt.weights.source import ModelFolder, prepare
+from ramify.srt.workers import trace
 from ramify.srt.workers.engine_core import EngineCore
+from ramify.srt.workers.engine_loop import Core
+from ramify.srt.workers.recorder import ReadClock, TraceRecorder
+
+logger = logging.getLogger(__name__)
 
 
-def load(config: EngineConfig) -> EngineCore:
+def load(config: EngineConfig) -> Core:
     """The core for `config`, model loaded. Raises ConfigError or ModelLoadError."""
     check_engine(config)
-    return EngineCore.load(config, prepare(config.model))
+    return load_prepared(config, prepare(config.model))
+
+
+def load_prepared(config: EngineConfig, folder: ModelFolder) -> Core:
+    """The core for a checked `config`, which is recorded if it says so."""
+    core = EngineCore.load(config, folder)
+    return core if config.record_trace is None else _recorded(core, config, config.record_trace)
+
+
+def _recorded(core: EngineCore, config: EngineConfig, path: str) -> Core:
+    header = trace.Header(
+        version=trace.VERSION, config=config, info=core.info, limits=core.scheduler.limits
+    )
+    file = trace.TraceFile(path, header)
+    logger.info("recording to %s", file.path)
+    core._clock = clock = ReadClock(MonotonicClock())
+    return TraceRecorder(core, clock, file.write)

@@ -1,0 +1,363 @@
+"""Traces: what is recorded comes out of a replay again, call by call; and the files they are in."""
+
+import random
+import stat
+import subprocess
+import sys
+from collections import Counter
+from pathlib import Path
+from zlib import crc32
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
+
+from replay_trace import default_pools, main, play_again, play_elsewhere
+from scripted_engine import cache
+
+from ramify.srt.config import EngineConfig
+from ramify.srt.errors import ConfigError
+from ramify.srt.execution.model_runner import Done
+from ramify.srt.messages import ModelInfo, Pin, Submit, TokenLogprob, Unpin, pack_ids
+from ramify.srt.sampling_params import SamplingParams
+from ramify.srt.scheduling.limits import SchedulerLimits
+from ramify.srt.scheduling.plan import ChunkResult, StepResult
+from ramify.srt.scheduling.queue_policy import POLICIES
+from ramify.srt.scheduling.scheduler import Scheduler
+from ramify.srt.workers.engine_core import EngineCore
+from ramify.srt.workers.recorder import ReadClock, TraceRecorder
+from ramify.srt.workers.trace import (
+    VERSION,
+    AbortCall,
+    FlushCall,
+    Header,
+    IdleSteps,
+    PinCall,
+    StepCall,
+    SubmitCall,
+    TraceFile,
+    UnpinCall,
+    read,
+)
+
+# --- days of traffic without a model -------------------------------------------------------------
+
+EOS, POOL, PAGE = 0, 192, 4
+COUNTED = ("retractions", "evicted_tokens", "cached_tokens", "stale_rows")
+
+
+class DrawnTokens:
+    """A runner whose tokens nobody can foresee: they depend on request, position and seed."""
+
+    def __init__(self, seed):
+        self.seed = seed
+
+    def launch(self, plan):
+        return Done(StepResult(tuple(self.result(chunk) for chunk in plan.chunks)))
+
+    def result(self, chunk):
+        end = chunk.start + len(chunk.tokens)
+        token = crc32(f"{self.seed} {chunk.request_id} {end}".encode()) % 12
+        scores = tuple(TokenLogprob(-1.0, target) for target in chunk.targets)
+        return ChunkResult(TokenLogprob(-1.0, token) if chunk.samples else None, scores)
+
+
+class RestlessClock:
+    """Moves on by itself, so that no two looks at it are at the same time."""
+
+    def __init__(self):
+        self.time = 1000.0
+
+    def now(self):
+        self.time += 0.001
+        return self.time
+
+
+class Day:
+    """Random calls of a recorded core, after a seed. Everything that a loop may call happens."""
+
+    def __init__(self, seed, write):
+        self.rng = rng = random.Random(seed)
+        self.clock = RestlessClock()
+        policy = rng.choice(list(POLICIES))
+        config = EngineConfig(
+            page_size=PAGE,
+            max_total_tokens=POOL,
+            schedule_policy=policy,
+            eviction_policy=rng.choice(["lru", "lfu", "cost"]),
+            overlap=rng.random() < 0.5,
+        )
+        info = ModelInfo(12, POOL, (EOS,), "float32", "cpu", "drawn", 0, POOL, 0.0)
+        limits = SchedulerLimits(POOL, (EOS,), 24, 5, 6, 4, schedule_policy=policy, mixed_tokens=9)
+        self.header = Header(version=VERSION, config=config, info=info, limits=limits)
+        scheduler = Scheduler(limits, cache(self.header, POOL, config.eviction_policy))
+        clock = ReadClock(self.clock)
+        core = EngineCore(scheduler, DrawnTokens(seed), info, clock, overlap=config.overlap)
+        self.core = TraceRecorder(core, clock, write(self.header))
+        self.n = 0
+
+    def run(self):
+        for _ in range(250):
+            rng, roll = self.rng, self.rng.random()
+            if roll < 0.24:
+                self.submit()
+            elif roll < 0.29:
+                self.core.abort(f"r{rng.randrange(self.n + 1)}", self.clock.now())
+            elif roll < 0.32:
+                self.core.pin(Pin(7, pack_ids(self.prompt()), "", rng.uniform(0.01, 0.2)), 1000.0)
+            elif roll < 0.34:
+                self.core.unpin(Unpin(7, pack_ids(self.prompt()), ""), self.clock.now())
+            elif roll < 0.35:
+                self.core.flush()
+            else:
+                self.core.step()
+        while not self.core.idle:
+            self.core.step()
+        for _ in range(3):
+            self.core.step()
+        self.core.flush()
+
+    def prompt(self):
+        trunk = random.Random(self.rng.randrange(3))
+        n = self.rng.choice([8, 20, 40])
+        return [trunk.randrange(12) for _ in range(n)] + [1] * self.rng.randrange(1, 6)
+
+    def submit(self):
+        rng = self.rng
+        self.n += rng.random() < 0.95  # else an id that may have been in use before
+        sampling = SamplingParams(
+            max_new_tokens=rng.randrange(40),
+            stop_token_ids=(rng.randrange(1, 12),),
+            ignore_eos=rng.random() < 0.5,
+            min_new_tokens=rng.choice([0, 3]),
+            logit_bias={3: 0.5},
+        )
+        message = Submit(
+            f"r{self.n}",
+            pack_ids(self.prompt()),
+            sampling,
+            namespace=rng.choice(["", "", "b"]),
+            logprob_start=rng.choice([-1, -1, 0, 5]),
+            priority=rng.randrange(2),
+            program_id=str(rng.randrange(3)),
+            timeout_s=rng.choice([None, None, 0.05]),
+        )
+        self.core.submit(message, self.clock.now())
+
+
+def recorded(path, seed):
+    """A day, and its trace as it was read back."""
+    day = Day(seed, lambda header: TraceFile(path, header).write)
+    day.run()
+    return day, read(path)
+
+
+def test_a_replay_gives_the_same_in_every_call(tmp_path):
+    """40 days with every kind of call, overlap on every second one, and all that can go wrong."""
+    seen = Counter()
+    for seed in range(40):
+        day, trace = recorded(tmp_path / f"day{seed}", seed)
+        replay = play_again(trace)
+        stats, violations = day.core.inspect(check=True)
+        where = f"seed {seed}"
+        assert replay.differs_at is None, where
+        assert replay.finished == trace.finished, where
+        assert replay.stats == stats, where
+        assert replay.violations == violations == [], where
+        seen.update(type(call).__name__ for call in trace.calls)
+        seen.update(end.reason for end in trace.finished)
+        seen.update(end.miss_reason for end in trace.finished)
+        seen.update(rejected=sum(getattr(call, "rejected", False) for call in trace.calls))
+        seen.update(pinned=sum(call.tokens > 0 for call in trace.calls if type(call) is PinCall))
+        seen.update({name: getattr(stats, name) for name in COUNTED})
+    kinds = (SubmitCall, AbortCall, StepCall, IdleSteps, FlushCall, PinCall, UnpinCall)
+    names = [kind.__name__ for kind in kinds]
+    ends = ["stop", "length", "abort", "timeout", "never seen", "evicted", "rejected", "pinned"]
+    assert min(seen[name] for name in [*names, *ends, *COUNTED]) >= 5, seen
+
+
+def test_another_cache_gives_something_else(tmp_path):
+    """Or the comparison would not see what it is there for."""
+    policies = pools = 0
+    for seed in range(10):
+        _, trace = recorded(tmp_path / f"day{seed}", seed)
+        assert play_again(trace, POOL, trace.header.config.eviction_policy).differs_at is None
+        policies += play_again(trace, POOL, "fifo").differs_at is not None
+        pools += play_again(trace, POOL + PAGE).differs_at is not None
+    assert policies >= 5
+    assert pools >= 5
+
+
+def test_one_wrong_count_is_found_where_it_is(tmp_path):
+    _, trace = recorded(tmp_path / "day", 3)
+    at = next(n for n, call in enumerate(trace.calls) if getattr(call, "ended", []))
+    trace.calls[at].ended[0]["cached_tokens"] += 1
+    assert play_again(trace).differs_at == at
+
+
+# --- another cache for the same traffic ----------------------------------------------------------
+
+
+def one_by_one(path, *prompts):
+    """A trace of requests each of which waited for the one before it."""
+    day = Day(0, lambda header: TraceFile(path, header).write)
+    for number, prompt in enumerate(prompts):
+        sampling = SamplingParams(max_new_tokens=4, ignore_eos=True)
+        day.core.submit(Submit(f"r{number}", pack_ids(prompt), sampling), day.clock.now())
+        while not day.core.idle:
+            day.core.step()
+    return read(path)
+
+
+A, B = list(range(40)), list(range(50, 90))
+
+
+@pytest.mark.parametrize(("pool", "hits"), [(48, 0), (POOL, 78)])
+def test_what_another_cache_would_have_found_can_be_counted(tmp_path, pool, hits):
+    """12 pages hold one of the two prompts; with room for both, all but a last token is found."""
+    outcome = play_elsewhere(one_by_one(tmp_path / "t", A, B, A, B), pool, "lru")
+    assert sum(request.cached for request in outcome.served) == hits
+    assert outcome.hit_rate == pytest.approx(100 * hits / 160)
+    assert [request.prompt for request in outcome.served] == [A, B, A, B]
+
+
+def test_nobody_comes_before_the_answers_that_came_before(tmp_path):
+    """An engine that needs more steps than the recorded one is waited for, or hits were lost."""
+    trace = one_by_one(tmp_path / "t", A, A, A)
+    trace.calls[:] = [call for call in trace.calls if type(call) is not StepCall or call.ended]
+    served = play_elsewhere(trace, POOL, "lru").served
+    assert [request.cached for request in served] == [0, 39, 39]
+
+
+def test_requests_get_the_tokens_that_they_got(tmp_path):
+    """Also those that were stopped, aborted, late, or retracted on the way."""
+    generated = 0
+    for seed in range(20):
+        _, trace = recorded(tmp_path / f"day{seed}", seed)
+        outcome = play_elsewhere(trace, POOL, "slru")
+        arrived = sum(type(call) is SubmitCall for call in trace.calls)
+        assert len(outcome.served) + outcome.left_out == arrived
+        assert {request.end.reason for request in outcome.served} == {"length"}
+        told, again = Counter(), Counter()
+        for end in trace.finished:
+            told[end.request_id] += end.completion_tokens
+        for request in outcome.served:
+            again[request.end.request_id] += request.end.completion_tokens
+            assert request.end.completion_tokens == len(request.output)
+        assert +again == +told
+        assert outcome.stats.generated_tokens == again.total()
+        generated += again.total()
+    assert generated > 2000
+
+
+def test_the_command_prints_a_row_for_each_size_and_a_column_for_each_policy(tmp_path, capsys):
+    one_by_one(tmp_path / "t", A, B, A, B)
+    arguments = ["--pool", "40", "48", "192", "--eviction-policy", "fifo", "lru"]
+    assert main([str(tmp_path / "t"), *arguments]) == 0
+    told, table = capsys.readouterr().out.split("\n\n")
+    assert "4 requests answered" in told
+    assert "160 prompt tokens, 78 of them cached (48.8 %); 16 generated" in told
+    assert told.endswith("replayed: the same in every call")
+    rows = [line.split() for line in table.splitlines()[1:]]
+    assert rows == [
+        ["40", "0.0", "0.0", "0.0", "4"],  # nobody fits
+        ["48", "0.0", "0.0", "24.4", "0"],  # one of the two could have been kept
+        ["192", "48.8", "48.8", "48.8", "0"],
+    ]
+
+
+def test_sizes_begin_where_the_longest_request_fits(tmp_path):
+    trace = one_by_one(tmp_path / "t", A, B)
+    assert default_pools(trace) == [44, 88, 176, POOL]
+
+
+def test_a_file_that_is_no_trace_is_told_in_one_line(tmp_path, capsys):
+    assert main([str(tmp_path / "missing")]) == 1
+    assert "No such file" in capsys.readouterr().err
+
+
+# --- files ---------------------------------------------------------------------------------------
+
+
+def header(path):
+    return one_by_one(path, A).header
+
+
+def test_only_its_owner_reads_a_trace_and_no_life_of_an_engine_overwrites_another(tmp_path):
+    path = tmp_path / "t"
+    traces = [one_by_one(path, A), one_by_one(path, A, B), one_by_one(path, A, B, A)]
+    files = [path, tmp_path / "t.1", tmp_path / "t.2"]
+    assert sorted(tmp_path.iterdir()) == files
+    assert {stat.S_IMODE(file.stat().st_mode) for file in files} == {0o600}
+    assert [len(trace.finished) for trace in traces] == [1, 1, 1], "the path names the first"
+    assert [len(read(file).finished) for file in files] == [1, 2, 3]
+
+
+def test_a_line_is_in_the_file_when_the_call_returns(tmp_path):
+    day = Day(0, lambda header: TraceFile(tmp_path / "t", header).write)
+    for n in range(1, 4):
+        day.core.submit(Submit(f"r{n}", pack_ids(A), SamplingParams(max_new_tokens=1)), 0.0)
+        assert [call.request["request_id"] for call in read(tmp_path / "t").calls][-1] == f"r{n}"
+
+
+def test_a_trace_is_read_up_to_its_last_whole_line(tmp_path):
+    path = tmp_path / "t"
+    whole = one_by_one(path, A, B)
+    for cut in (1, 40):
+        path.write_bytes(path.read_bytes()[:-cut])
+        assert read(path).calls == whole.calls[:-1]
+
+
+@pytest.mark.parametrize(
+    ("lines", "words"),
+    [
+        ([], "holds no trace"),
+        (["{}"], "line 1 of .* is not of a trace"),
+        (['{"call":"flush","done":true}'], "line 1 of .*: a trace has one header"),
+        (["HEADER", '{"call":"flush"}'], "line 2 of .* is not of a trace: .*`done`"),
+        (["HEADER", "HEADER"], "line 2 of .*: a trace has one header"),
+        (["OLDER"], f"of version 0, not {VERSION}"),
+    ],
+)
+def test_what_is_no_trace_is_refused_in_words(tmp_path, lines, words):
+    one_by_one(tmp_path / "t", A)
+    first = (tmp_path / "t").read_text().splitlines()[0]
+    older = first.replace(f'"version":{VERSION}', '"version":0')
+    named = {"HEADER": first, "OLDER": older}
+    text = "".join(f"{named.get(line, line)}\n" for line in lines)
+    (tmp_path / "bad").write_text(text)
+    with pytest.raises(ValueError, match=words):
+        read(tmp_path / "bad")
+
+
+@pytest.mark.parametrize("name", ["", "missing/t", "folder", "link"])
+def test_a_path_that_cannot_be_a_new_file_is_an_error_of_the_option(tmp_path, name):
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "nowhere")
+    before = sorted(tmp_path.iterdir())
+    known = header(tmp_path / "t")
+    (tmp_path / "t").unlink()
+    with pytest.raises(ConfigError, match="record_trace must be a file that can be made"):
+        TraceFile(tmp_path / name if name else "", known)
+    assert sorted(tmp_path.iterdir()) == before
+
+
+def test_a_full_disk_ends_the_trace_and_not_the_service(tmp_path):
+    """Files of this process may not grow past 4 KiB: the engine goes on, the trace can be read."""
+    script = f"""
+import logging, resource, sys
+sys.path.insert(0, {str(Path(__file__).parent)!r})
+import test_replay as t
+logging.basicConfig(stream=sys.stdout)
+resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096))
+trace = t.one_by_one({str(tmp_path / "t")!r}, *[t.A] * 50)
+print(len(trace.finished), "recorded")
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, timeout=60, check=True
+    )
+    said = done.stdout.splitlines()
+    assert len(said) == 2
+    assert "ends here" in said[0]
+    assert 1 <= int(said[1].split()[0]) < 50
+    assert (tmp_path / "t").stat().st_size <= 4096
