@@ -1,1 +1,50 @@
-"""Which engine compiles a grammar: by name, or `auto`."""
+"""Which engine compiles a grammar: one that the operator names, or `auto`.
+
+    auto        llguidance, and xgrammar for structural tags
+    a name      that engine for everything; what it cannot do is refused
+
+Nothing falls back: a grammar that its engine refuses is refused.
+"""
+
+from ramify.srt.constrained.base import CompiledGrammar, GrammarBackend
+from ramify.srt.constrained.vocabulary import Vocabulary
+from ramify.srt.errors import ConfigError
+from ramify.srt.grammar import GrammarSpec
+
+NAMES = ("auto", "llguidance", "xgrammar", "outlines")
+
+
+class AutoBackend:
+    """One backend per kind; the second is only loaded when it is needed."""
+
+    name = "auto"
+
+    def __init__(self, vocabulary: Vocabulary) -> None:
+        self._vocabulary = vocabulary
+        self._default = load_backend("llguidance", vocabulary)
+        self._tags: GrammarBackend | None = None
+
+    def compile(self, spec: GrammarSpec) -> CompiledGrammar:
+        return self.of(spec).compile(spec)
+
+    def of(self, spec: GrammarSpec) -> GrammarBackend:
+        """The backend that compiles this grammar. Raises ConfigError when it is not installed."""
+        if spec.kind != "structural_tag":
+            return self._default
+        if self._tags is None:
+            self._tags = load_backend("xgrammar", self._vocabulary)
+        return self._tags
+
+
+def load_backend(name: str, vocabulary: Vocabulary) -> GrammarBackend:
+    """A backend by its name. Raises ConfigError for an unknown one, or one that is not installed.
+
+    The engines are imported here: each costs memory and time, xgrammar a copy of torch.
+    """
+    if name == "auto":
+        return AutoBackend(vocabulary)
+    if name == "llguidance":
+        from ramify.srt.constrained.llguidance_backend import LLGuidanceBackend
+
+        return LLGuidanceBackend(vocabulary)
+    raise ConfigError(f"grammar_backend {name!r} is none of {', '.join(NAMES)}")

@@ -1,16 +1,16 @@
 """What a grammar may ask for, checked on its text before any engine sees it.
 
-Pure: the frontend calls `check` before a request crosses to the engine. Every engine has inputs that
-it hangs or dies on; most of them are larger, deeper or more repeated than any honest grammar.
+Pure: the frontend calls `check` before a request crosses to the engine. Every engine has inputs
+that it hangs or dies on; most are larger, deeper or more repeated than any honest grammar.
 """
 
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from ramify.srt.constrained.base import GrammarError
-from ramify.srt.grammar import GrammarSpec
+from ramify.srt.grammar import GrammarSpec, Kind
 
 REGEX_BYTES = 8 * 1024
 PATTERN_BYTES = 2 * 1024
@@ -101,7 +101,7 @@ def _check_lark(text: str) -> None:
     _check_grammar(text)
     plain = re.sub(r'"(?:\\.|[^"\\\n])*"|/(?:\\.|[^/\\\n])+/|//[^\n]*', " ", text)
     if "<" in plain:
-        raise invalid(f"special tokens <...> are not allowed ({_line(text, '<')})")
+        raise invalid(f"special tokens <...> are not allowed ({_line(plain, '<')})")
 
 
 def _line(text: str, needle: str) -> str:
@@ -183,9 +183,7 @@ def subschemas(root: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
         if not isinstance(node, dict):
             continue  # true, false, or malformed: `check_schema` says so
         yield at, node
-        for key in ONE:
-            if key in node:
-                todo.append((f"{at}/{key}", node[key]))
+        todo += [(f"{at}/{key}", node[key]) for key in ONE if key in node]
         for key in (*LISTED, "items"):
             entries = node.get(key)
             if isinstance(entries, list):
@@ -198,9 +196,8 @@ def subschemas(root: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
 
 def check_schema(root: dict[str, Any]) -> None:
     """Types, references, patterns and enumerations of a schema. Raises GrammarError."""
-    entries = size = nodes = 0
-    for at, node in subschemas(root):
-        nodes += 1
+    entries = size = 0
+    for nodes, (at, node) in enumerate(subschemas(root), 1):
         _at_most("schemas in the schema", nodes, SCHEMA_NODES)
         _check_shapes(at, node)
         _check_type(at, node.get("type", []))
@@ -266,7 +263,7 @@ def _check_tag(text: str) -> None:
     _check_size(found)
 
 
-_CHECKS = {
+_CHECKS: dict[Kind, Callable[[str], object]] = {
     "regex": check_regex,
     "json_schema": schema,
     "ebnf": _check_grammar,

@@ -5,12 +5,13 @@ What it does otherwise than the contract, and this adapter hides:
     it never raises: a bad grammar, and a spent limit, turn up as an error state that never leaves
     an end token on a stopped matcher is no step, elsewhere it is    -> it never sees end tokens
     a wrong `consume_token` ends the matcher                         -> `try_consume_tokens`
-    a token past its vocabulary does too                             -> the vocabulary is asked first
+    a token past its vocabulary does too                             -> it is never asked for one
     a schema's "x-guidance" sets options                             -> every one is overridden
 """
 
 import json
 from dataclasses import dataclass
+from typing import Any, cast
 
 import llguidance
 import numpy as np
@@ -30,7 +31,7 @@ LIMITS = llguidance.LLParserLimits(
     verbose_errors=False,  # the text would carry the parser's state
 )
 # One way to write white space: nothing to loop in, and most of a document's syntax is forced.
-JSON_OPTIONS = {
+JSON_OPTIONS: dict[str, Any] = {
     "whitespace_flexible": False,
     "whitespace_pattern": None,
     "item_separator": ", ",
@@ -38,7 +39,7 @@ JSON_OPTIONS = {
     "coerce_one_of": False,
     "lenient": False,
 }
-LENIENT_OPTIONS = JSON_OPTIONS | {"lenient": True, "coerce_one_of": True}
+LENIENT_OPTIONS: dict[str, Any] = JSON_OPTIONS | {"lenient": True, "coerce_one_of": True}
 BYTES_PER_CHARACTER = 64  # of a compiled grammar; the engine does not say, its caches grow with use
 BYTES_AT_LEAST = 64 * 1024
 
@@ -160,7 +161,8 @@ def _source(spec: GrammarSpec) -> str:
         return LLMatcher.grammar_from_regex(spec.text)
     if spec.kind == "json_schema":
         options = JSON_OPTIONS if spec.strict else LENIENT_OPTIONS
-        return LLMatcher.grammar_from_json_schema(limits.schema(spec.text), overrides=options)
+        value = limits.schema(spec.text)
+        return LLMatcher.grammar_from_json_schema(value, overrides=cast(Any, options))
     if spec.kind == "choice":
         literals = (json.dumps(choice, ensure_ascii=False) for choice in limits.choices(spec.text))
         return LLMatcher.grammar_from_lark("start: " + " | ".join(literals))

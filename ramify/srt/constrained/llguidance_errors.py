@@ -15,10 +15,10 @@ _KNOWN = (
     (r"Unsatisfiable schema: ([^\n]+)", "invalid_grammar", "nothing satisfies the schema: {0}"),
     (r"Pointer '([^'\n]*)' does not exist", "invalid_grammar", '"$ref": "{0}" points nowhere'),
     (r"NoExtension", "invalid_grammar", EMPTY),
-    (r"(?i)too ?complex|fuel|too large|too many|too big|limit", "grammar_too_large", TOO_COMPLEX),
     (r"(?i)look-?around", "", "look-around is not supported"),
     (r"(?i)backreference", "", "back references are not supported"),
     (r"error: ([^\n]+)", "invalid_grammar", "bad regular expression: {0}"),
+    (r"(?i)too ?complex|fuel|too large|too many|too big|limit", "grammar_too_large", TOO_COMPLEX),
     (r"(\d+)\((\d+)\): (?!invalid regex)([^\n]+)", "invalid_grammar", "line {0}, column {1}: {2}"),
 )
 _INSIDES = re.compile(r"::|\.rs\b|/[a-z_]+/|<state>|panick", re.IGNORECASE)
@@ -42,7 +42,7 @@ def error(message: str, kind: str) -> GrammarError:
 
 
 def unenforced(warnings: list[str]) -> tuple[str, ...]:
-    """The keywords that a lenient compile let go, each once; the warning itself if it names none."""
+    """The keywords that a lenient compile let go, each once; a warning that names none as it is."""
     found: list[str] = []
     for warning in warnings:
         for pattern, text in _UNENFORCED:

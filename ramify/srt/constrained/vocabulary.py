@@ -78,9 +78,7 @@ class Vocabulary:
 
     def may_come(self, token: int) -> bool:
         """Whether some output may hold this token: it has bytes, or ends the output."""
-        return token in self.end_ids or (
-            0 <= token < self.size and self.pieces[token] != b""
-        )
+        return token in self.end_ids or (0 <= token < self.size and self.pieces[token] != b"")
 
     def bytes_of(self, tokens: Iterable[int]) -> bytes:
         """What tokens add to the text."""

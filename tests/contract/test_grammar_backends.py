@@ -1,0 +1,349 @@
+"""What every grammar engine promises, on a vocabulary small enough to try every token.
+
+The oracles: `accept` itself for a mask, re.fullmatch and interegular for regular expressions,
+jsonschema for schemas, a matcher that replays from the start for rollback and forks.
+"""
+
+import importlib.util
+import itertools
+import json
+import random
+import re
+from functools import cache
+
+import hypothesis.strategies as st
+import interegular
+import jsonschema
+import numpy as np
+import pytest
+from grammar_cases import CHOICES, EBNF, LARK, NESTED, OBJECT, REGEXES, SCHEMAS, STRINGS
+from hypothesis import given, settings
+from small_vocabulary import SPECIALS, bits, small_vocabulary
+
+from ramify.srt.constrained.base import GrammarError
+from ramify.srt.constrained.choose import load_backend
+from ramify.srt.grammar import GrammarSpec
+
+VOCABULARY = small_vocabulary()
+ENGINES = [
+    pytest.param(
+        name,
+        marks=pytest.mark.skipif(
+            importlib.util.find_spec(package) is None, reason=f"{package} is not installed"
+        ),
+    )
+    for name, package in (("llguidance", "llguidance"),)
+]
+# What an engine refuses altogether; what it has is tried with every case.
+WITHOUT = {
+    "llguidance": {"structural_tag"},
+    "xgrammar": {"lark"},
+    "outlines": {"ebnf", "lark", "structural_tag"},
+}
+every_engine = pytest.mark.parametrize("engine", ENGINES)
+
+
+@cache
+def backend(engine):
+    return load_backend(engine, VOCABULARY)
+
+
+@cache
+def compiled(engine, kind, text):
+    return backend(engine).compile(GrammarSpec(kind, text))
+
+
+def takes(engine, kind, text, output: str) -> bool:
+    """Whether an output may be all that a grammar produces, written in the model's own tokens."""
+    matcher = compiled(engine, kind, text).new_matcher()
+    return all(map(matcher.accept, VOCABULARY.write(output))) and matcher.is_accepting()
+
+
+def takes_masked(engine, kind, text, output: str) -> bool:
+    """The same by masks alone, as a sampler sees it."""
+    matcher = compiled(engine, kind, text).new_matcher()
+    row = new_row()
+    for token in VOCABULARY.write(output):
+        matcher.fill(row)
+        if token not in bits(VOCABULARY, row):
+            return False
+        assert matcher.accept(token)
+    matcher.fill(row)
+    return VOCABULARY.end_ids[0] in bits(VOCABULARY, row)
+
+
+def new_row():
+    return np.full(VOCABULARY.row_words, -1, np.int32)  # what `fill` finds must not matter
+
+
+def allowed(matcher) -> list[int]:
+    row = new_row()
+    assert matcher.fill(row) == bool(row.any())
+    return bits(VOCABULARY, row)
+
+
+def check_place(matcher) -> list[int]:
+    """Everything that holds wherever an output has got to. Returns the tokens that may come."""
+    may = allowed(matcher)
+    accepted = [i for i in range(VOCABULARY.size) if matcher.fork().accept(i)]
+    forced = matcher.forced()
+    assert set(may) <= set(accepted)
+    assert forced or may == accepted
+    ends = [i for i in may if i in VOCABULARY.end_ids]
+    assert ends == (sorted(VOCABULARY.end_ids) if matcher.is_accepting() else [])
+    assert all(VOCABULARY.pieces[i] for i in may if i not in ends)
+    assert not matcher.fork().accept(VOCABULARY.size)
+    assert not matcher.fork().accept(-1)
+    if matcher.is_finished():
+        assert may == ends
+    walk = matcher.fork()
+    for token in forced:
+        assert token not in VOCABULARY.end_ids
+        assert allowed(walk) == [token]
+        assert walk.accept(token)
+    return may
+
+
+SAMPLES = [
+    ("regex", r"(New|New York|New York City)"),
+    ("regex", r"[0-9]+(\.[0-9]+)?"),
+    ("regex", r"(é|日)+b?"),
+    ("regex", r"name: [^a]{0,3}end"),
+    ("json_schema", json.dumps(OBJECT)),
+    ("json_schema", json.dumps(SCHEMAS[6][0])),
+    ("json_schema", json.dumps(NESTED)),
+    ("choice", json.dumps(CHOICES[0][0])),
+    ("ebnf", EBNF[1][0]),
+    ("ebnf", EBNF[4][0]),
+    ("lark", LARK[0][0]),
+]
+
+
+def has(engine, kind) -> bool:
+    return kind not in WITHOUT[engine]
+
+
+@every_engine
+@pytest.mark.parametrize("kind", ["regex", "json_schema", "choice", "ebnf", "lark"])
+def test_a_mask_says_what_accept_says(engine, kind):
+    for text in (text for k, text in SAMPLES if k == kind and has(engine, kind)):
+        draw = random.Random(text)
+        for _ in range(3):
+            matcher = compiled(engine, kind, text).new_matcher()
+            for _ in range(12):
+                may = check_place(matcher)
+                going_on = [i for i in may if i not in VOCABULARY.end_ids]
+                if not going_on:
+                    break
+                assert matcher.accept(draw.choice(going_on))
+
+
+@every_engine
+@pytest.mark.parametrize("regex", REGEXES)
+def test_a_regex_takes_what_fullmatch_takes(engine, regex):
+    wanted = [s for s in STRINGS if re.fullmatch(regex, s)]
+    found = [s for s in STRINGS if takes(engine, "regex", regex, s)]
+    assert found == wanted
+
+
+@every_engine
+@pytest.mark.parametrize("regex", REGEXES)
+def test_a_sampler_can_write_all_that_a_regex_takes(engine, regex):
+    wanted = [s for s in STRINGS if re.fullmatch(regex, s)][:12]
+    assert [s for s in wanted if takes_masked(engine, "regex", regex, s)] == wanted
+
+
+def small_regexes():
+    """Small regular expressions over a, b, c and a dot."""
+    atoms = st.sampled_from(["a", "b", "c", "[ab]", "[^a]", r"\."])
+    return st.recursive(
+        atoms,
+        lambda inner: (
+            st.tuples(inner, inner).map("".join)
+            | st.tuples(inner, inner).map(lambda pair: f"({pair[0]}|{pair[1]})")
+            | st.tuples(inner, st.sampled_from(["*", "+", "?", "{2}", "{1,3}", "{0,2}"])).map(
+                lambda pair: f"({pair[0]}){pair[1]}"
+            )
+        ),
+        max_leaves=6,
+    )
+
+
+SHORT = ["".join(s) for n in range(4) for s in itertools.product("abc.", repeat=n)]
+
+
+@every_engine
+@settings(max_examples=40)
+@given(regex=small_regexes())
+def test_a_random_regex_agrees_with_two_oracles(engine, regex):
+    automaton = interegular.parse_pattern(regex).to_fsm().reduce()
+    wanted = [s for s in SHORT if re.fullmatch(regex, s)]
+    assert [s for s in SHORT if automaton.accepts(s)] == wanted
+    assert [s for s in SHORT if takes(engine, "regex", regex, s)] == wanted
+
+
+@every_engine
+@pytest.mark.parametrize(("schema", "valid", "invalid"), SCHEMAS)
+def test_a_schema_takes_what_is_valid(engine, schema, valid, invalid):
+    text = json.dumps(schema)
+    for value in valid:
+        jsonschema.validate(value, schema)
+        assert takes(engine, "json_schema", text, json.dumps(value, ensure_ascii=False)), value
+    for value in invalid:
+        assert not jsonschema.Draft202012Validator(schema).is_valid(value)
+        assert not takes(engine, "json_schema", text, json.dumps(value)), value
+
+
+@every_engine
+def test_white_space_is_written_one_way(engine):
+    text = json.dumps(OBJECT)
+    assert takes(engine, "json_schema", text, '{"name": "a", "age": 1}')
+    for other in ('{"name":"a","age":1}', '{ "name": "a", "age": 1}', '{"name": "a",  "age": 1}'):
+        assert not takes(engine, "json_schema", text, other)
+
+
+@every_engine
+@pytest.mark.parametrize(("kind", "cases"), [("ebnf", EBNF), ("lark", LARK)])
+def test_a_grammar_takes_its_language(engine, kind, cases):
+    for text, valid, invalid in cases if has(engine, kind) else ():
+        assert [s for s in valid if not takes(engine, kind, text, s)] == []
+        assert [s for s in valid if not takes_masked(engine, kind, text, s)] == []
+        assert [s for s in invalid if takes(engine, kind, text, s)] == []
+
+
+@every_engine
+@pytest.mark.parametrize(("choices", "others"), CHOICES)
+def test_a_choice_takes_each_and_nothing_else(engine, choices, others):
+    text = json.dumps(choices)
+    assert [s for s in choices if takes_masked(engine, "choice", text, s)] == choices
+    assert [s for s in others if takes(engine, "choice", text, s)] == []
+
+
+@every_engine
+def test_a_special_token_is_no_text(engine):
+    """Its name may be written, in ordinary tokens; the token itself would end or begin a turn."""
+    for kind, text in (("regex", r"(.|\n)*"), ("json_schema", '{"type": "string"}')):
+        matcher = compiled(engine, kind, text).new_matcher()
+        if kind == "json_schema":
+            assert matcher.accept(VOCABULARY.write('"')[0])
+        ends = [i for i in allowed(matcher) if not VOCABULARY.pieces[i]]
+        assert ends == (sorted(VOCABULARY.end_ids) if kind == "regex" else [])
+    for name in SPECIALS:
+        assert takes_masked(engine, "choice", json.dumps([name]), name)
+
+
+@every_engine
+def test_nothing_comes_after_the_end(engine):
+    matcher = compiled(engine, "regex", "ab?").new_matcher()
+    assert not matcher.accept(VOCABULARY.end_ids[0])
+    assert matcher.accept(ord("a"))
+    assert matcher.is_accepting()
+    assert not matcher.is_finished()
+    assert matcher.accept(VOCABULARY.end_ids[1])
+    assert matcher.is_accepting()
+    assert matcher.is_finished()
+    assert allowed(matcher) == []
+    assert matcher.forced() == []
+    assert not matcher.accept(VOCABULARY.end_ids[1])
+    assert not matcher.accept(ord("b"))
+    matcher.rollback(1)
+    assert matcher.accept(ord("b"))
+    assert matcher.is_finished()
+    assert allowed(matcher) == sorted(VOCABULARY.end_ids)
+
+
+def walk(matcher, draw, most: int) -> list[int]:
+    """Accept up to `most` tokens that the masks allow, an end among them. Returns them."""
+    taken = []
+    for _ in range(most):
+        may = allowed(matcher)
+        if not may:
+            break
+        token = draw.choice(may)
+        assert matcher.accept(token)
+        taken.append(token)
+    return taken
+
+
+@every_engine
+@given(data=st.data())
+def test_taking_back_and_forking_lead_where_replaying_leads(engine, data):
+    kind, text = data.draw(st.sampled_from([s for s in SAMPLES if has(engine, s[0])]))
+    grammar = compiled(engine, kind, text)
+    draw = random.Random(data.draw(st.integers(0, 999)))
+    matcher = grammar.new_matcher()
+    taken = walk(matcher, draw, data.draw(st.integers(0, 10)))
+    back = data.draw(st.integers(0, len(taken)))
+    fork = matcher.fork()
+    matcher.rollback(back)
+    kept = taken[: len(taken) - back]
+    more = walk(matcher, draw, 3)
+    for place, path in ((fork, taken), (matcher, [*kept, *more])):
+        replay = grammar.new_matcher()
+        assert all(map(replay.accept, path))
+        assert allowed(place) == allowed(replay)
+        assert place.forced() == replay.forced()
+        assert place.is_accepting() == replay.is_accepting()
+        assert place.is_finished() == replay.is_finished()
+
+
+@every_engine
+def test_a_refused_token_changes_nothing(engine):
+    matcher = compiled(engine, "regex", "ab+").new_matcher()
+    refused = (ord("b"), VOCABULARY.end_ids[0], VOCABULARY.size + 5, 2**31)
+    for _ in range(3):
+        assert not any(map(matcher.accept, refused))
+    assert matcher.accept(ord("a"))
+    matcher.rollback(1)
+    with pytest.raises(ValueError, match="accepted"):
+        matcher.rollback(1)
+
+
+HOSTILE = [
+    ("regex", r"[^\s\S]", "invalid_grammar"),
+    ("regex", "[a-z", "invalid_grammar"),
+    ("regex", "(?=a)b", "invalid_grammar"),
+    ("regex", r"(a)\1", "invalid_grammar"),
+    ("regex", "a{2000000}", "grammar_too_large"),
+    ("regex", "(" * 300 + "a" + ")" * 300, "grammar_too_large"),
+    ("json_schema", '{"type": "stsring"}', "invalid_grammar"),
+    ("json_schema", '{"type": "string", "pattern": "[a-z"}', "invalid_grammar"),
+    ("json_schema", '{"type": "string", "pattern": "(?=a)b"}', "unsupported_schema"),
+    ("json_schema", '{"not": {"type": "string"}}', "unsupported_schema"),
+    ("json_schema", '{"type": "array", "uniqueItems": true}', "unsupported_schema"),
+    ("json_schema", '{"type": "string", "format": "no-such"}', "unsupported_schema"),
+    ("json_schema", '{"type": "integer", "minimum": 5, "maximum": 3}', "invalid_grammar"),
+    ("json_schema", '{"$ref": "#"}', "invalid_grammar"),
+    ("json_schema", '{"$ref": "#/$defs/none"}', "invalid_grammar"),
+    ("json_schema", "false", "invalid_grammar"),
+    ("json_schema", '{"a": ' * 2000, "grammar_too_large"),
+    ("choice", '["a", "a"]', "invalid_grammar"),
+    ("ebnf", "root ::= root", "invalid_grammar"),
+    ("ebnf", "root ::= other", "invalid_grammar"),
+    ("ebnf", "root ::= (((", "invalid_grammar"),
+    ("lark", "start: <[5]>", "invalid_grammar"),
+    ("lark", "start: other", "invalid_grammar"),
+]
+INSIDES = re.compile(r"::|\.rs\b|\.cc\b|\.cpp\b|/home|<state>|panicked|0x[0-9a-f]{6}")
+
+
+@every_engine
+@pytest.mark.parametrize(("kind", "text", "code"), HOSTILE)
+def test_a_bad_grammar_is_an_error_with_a_code(engine, kind, text, code):
+    """A language with nothing in it is one: its mask would leave a sampler no token at all."""
+    if not has(engine, kind):
+        pytest.skip(f"{engine} has no {kind}")
+    with pytest.raises(GrammarError) as caught:
+        backend(engine).compile(GrammarSpec(kind, text))
+    assert caught.value.code == code
+    assert caught.value.message
+    assert len(caught.value.message) < 400
+    assert not INSIDES.search(caught.value.message)
+
+
+@every_engine
+def test_what_an_engine_has_not_is_refused_by_name(engine):
+    samples = dict(SAMPLES) | {"structural_tag": '{"type": "structural_tag", "format": {}}'}
+    for kind in WITHOUT[engine]:
+        with pytest.raises(GrammarError, match=engine):
+            backend(engine).compile(GrammarSpec(kind, samples[kind]))
