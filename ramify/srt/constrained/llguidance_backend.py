@@ -11,14 +11,15 @@ What it does otherwise than the contract, and this adapter hides:
 
 import json
 from dataclasses import dataclass
+from itertools import takewhile
 from typing import Any, cast
 
 import llguidance
-import numpy as np
 from llguidance import LLMatcher
 
 from ramify.srt.constrained import ebnf, limits, llguidance_errors
 from ramify.srt.constrained.base import GrammarError, Row
+from ramify.srt.constrained.steps import StepsGrammar
 from ramify.srt.constrained.vocabulary import Vocabulary
 from ramify.srt.grammar import GrammarSpec
 
@@ -60,67 +61,39 @@ class _Tokens:
         return self._vocabulary.write(text)
 
 
-class LLGuidanceMatcher:
-    """Follows one output. End tokens are counted here, the engine never sees them."""
+@dataclass(frozen=True)
+class LLGuidanceSteps:
+    """One matcher of the engine."""
 
-    def __init__(self, engine: LLMatcher, vocabulary: Vocabulary, ended: bool = False) -> None:
-        self._engine = engine
-        self._vocabulary = vocabulary
-        self._ended = ended
+    engine: LLMatcher
+    vocabulary: Vocabulary
 
-    def fill(self, row: Row) -> bool:
-        if self._ended:
-            row[:] = 0
-            return False
-        self._engine.unsafe_compute_mask_ptr(row.ctypes.data, row.nbytes)
-        if self._engine.is_error():
-            raise llguidance_errors.error(self._engine.get_error(), "grammar")
-        np.bitwise_and(row, self._vocabulary.allowed, out=row)
-        return bool(row.any())
+    def mask(self, row: Row) -> None:
+        self.engine.unsafe_compute_mask_ptr(row.ctypes.data, row.nbytes)
+        if self.engine.is_error():
+            raise llguidance_errors.error(self.engine.get_error(), "grammar")
 
-    def accept(self, token: int) -> bool:
-        if self._ended or not self._vocabulary.may_come(token):
-            return False
-        if token in self._vocabulary.end_ids:
-            self._ended = self._engine.is_accepting()
-            return self._ended
-        return self._engine.try_consume_tokens([token]) == 1
+    def step(self, token: int) -> bool:
+        return self.engine.try_consume_tokens([token]) == 1
 
-    def rollback(self, n: int) -> None:
-        if n > 0 and self._ended:
-            self._ended = False
-            n -= 1
-        if n > 0 and not self._engine.rollback(n):
-            raise ValueError(f"fewer than {n} tokens were accepted")
+    def back(self, n: int) -> None:
+        self.engine.rollback(n)
 
     def forced(self) -> list[int]:
-        if self._ended or self._vocabulary.encode is None:
+        """Nothing where the engine does not know how the model would write a text."""
+        if self.vocabulary.encode is None:
             return []
-        tokens = self._engine.compute_ff_tokens()
-        known = (i for i, token in enumerate(tokens) if not self._vocabulary.pieces[token])
-        return tokens[: next(known, len(tokens))]
+        tokens = self.engine.compute_ff_tokens()
+        return list(takewhile(self.vocabulary.is_text, tokens))
 
-    def is_accepting(self) -> bool:
-        return self._ended or self._engine.is_accepting()
+    def may_end(self) -> bool:
+        return self.engine.is_accepting()
 
-    def is_finished(self) -> bool:
-        return self._ended or (self._engine.is_stopped() and not self._engine.is_error())
+    def must_end(self) -> bool:
+        return self.engine.is_stopped()
 
-    def fork(self) -> "LLGuidanceMatcher":
-        return LLGuidanceMatcher(self._engine.deep_copy(), self._vocabulary, self._ended)
-
-
-@dataclass(frozen=True)
-class LLGuidanceGrammar:
-    """A master matcher: copies of it share what its lexer has learnt."""
-
-    master: LLMatcher
-    vocabulary: Vocabulary
-    nbytes: int
-    unenforced: tuple[str, ...]
-
-    def new_matcher(self) -> LLGuidanceMatcher:
-        return LLGuidanceMatcher(self.master.deep_copy(), self.vocabulary)
+    def copy(self) -> "LLGuidanceSteps":
+        return LLGuidanceSteps(self.engine.deep_copy(), self.vocabulary)
 
 
 class LLGuidanceBackend:
@@ -135,24 +108,21 @@ class LLGuidanceBackend:
             llguidance.TokenizerWrapper(_Tokens(vocabulary)), eos_token=list(vocabulary.end_ids)
         )
 
-    def compile(self, spec: GrammarSpec) -> LLGuidanceGrammar:
+    def compile(self, spec: GrammarSpec) -> StepsGrammar:
         """Compiles, and computes the first mask, which is where an empty language shows."""
         limits.check(spec)
         source = _source(spec)
-        master = LLMatcher(self._tokenizer, source, log_level=0, limits=LIMITS)
-        if not master.is_error():
-            row = np.zeros(self.vocabulary.row_words, np.int32)
-            master.unsafe_compute_mask_ptr(row.ctypes.data, row.nbytes)
-        if master.is_error():
-            raise llguidance_errors.error(master.get_error(), spec.kind)
-        if not (row & self.vocabulary.allowed).any():
-            raise GrammarError("invalid_grammar", llguidance_errors.EMPTY)
-        return LLGuidanceGrammar(
-            master,
+        engine = LLMatcher(self._tokenizer, source, log_level=0, limits=LIMITS)
+        if not engine.is_error():
+            engine.compute_bitmask()
+        if engine.is_error():
+            raise llguidance_errors.error(engine.get_error(), spec.kind)
+        return StepsGrammar(
+            LLGuidanceSteps(engine, self.vocabulary),
             self.vocabulary,
             BYTES_AT_LEAST + BYTES_PER_CHARACTER * len(source),
-            llguidance_errors.unenforced(master.get_grammar_warnings()),
-        )
+            llguidance_errors.unenforced(engine.get_grammar_warnings()),
+        ).checked()
 
 
 def _source(spec: GrammarSpec) -> str:

@@ -3,8 +3,8 @@
 import re
 
 from ramify.srt.constrained.base import GrammarError
+from ramify.srt.constrained.steps import EMPTY
 
-EMPTY = "no output satisfies it"
 TOO_COMPLEX = "it is too complex: a limit of the engine was reached"
 
 # Message pattern, code, what to say; the first that is found counts.

@@ -67,18 +67,25 @@ class Vocabulary:
         return words(self.size)
 
     @cached_property
-    def allowed(self) -> Row:
-        """The row of all tokens that some output may hold; read-only."""
+    def text_row(self) -> Row:
+        """The row of all tokens that add to a text; read-only."""
+        return self._row(i for i, piece in enumerate(self.pieces) if piece)
+
+    @cached_property
+    def end_row(self) -> Row:
+        """The row of the end tokens; read-only."""
+        return self._row(self.end_ids)
+
+    def _row(self, tokens: Iterable[int]) -> Row:
         bits = np.zeros(self.row_words * 32, np.uint8)
-        bits[[i for i, piece in enumerate(self.pieces) if piece]] = 1
-        bits[list(self.end_ids)] = 1
+        bits[list(tokens)] = 1
         row = np.packbits(bits, bitorder="little").view(np.int32)
         row.flags.writeable = False
         return row
 
-    def may_come(self, token: int) -> bool:
-        """Whether some output may hold this token: it has bytes, or ends the output."""
-        return token in self.end_ids or (0 <= token < self.size and self.pieces[token] != b"")
+    def is_text(self, token: int) -> bool:
+        """Whether a token adds to a text."""
+        return 0 <= token < self.size and self.pieces[token] != b""
 
     def bytes_of(self, tokens: Iterable[int]) -> bytes:
         """What tokens add to the text."""
