@@ -52,6 +52,8 @@ def finished(request: Request, reason: FinishReason, matched: int | None, now: f
         queue_s=admitted_s - request.arrived_s,
         ttft_s=first_token_s - request.arrived_s,
         miss_reason=request.miss_reason,
+        host_tokens=request.host_tokens,
+        disk_tokens=request.disk_tokens,
     )
 
 

@@ -17,6 +17,7 @@ from array import array
 
 from ramify.radix_cache import invariants
 from ramify.radix_cache.key import as_tokens
+from ramify.radix_cache.plans import FileDone
 from ramify.radix_cache.prefix_cache import PrefixCache
 from ramify.srt.ids import FinishReason
 from ramify.srt.messages import EngineStats, Finished, Rejected, Submit, ToFrontend, TokenLogprob
@@ -45,6 +46,7 @@ class Scheduler:
         self._enters: list[Enter] = []
         self._arrivals = self._steps = self._retractions = self._admissions = 0
         self._prompt_tokens = self._cached_tokens = self._generated_tokens = self._stale_rows = 0
+        self._host_tokens = self._disk_tokens = 0
 
     # --- requests come and go --------------------------------------------------------------------
 
@@ -101,10 +103,19 @@ class Scheduler:
         """Forget every prefix. False, and no change, while requests run or wait."""
         return self.idle and self.cache.flush()
 
+    @property
+    def io_pending(self) -> bool:
+        """Whether files are being read or written: `file_done` is to be called when one ends."""
+        return self.cache.io_pending
+
+    def file_done(self, done: FileDone) -> None:
+        """Fold in that a file is read or written: whoever waits for it may start."""
+        self.cache.file_done(done)
+
     # --- deciding a step -------------------------------------------------------------------------
 
     def plan(self, now: float) -> StepPlan | None:
-        """The next step, or None when there is nothing to compute."""
+        """The next step, or None when there is nothing to do. It may move pages only."""
         self.waiting.begin_step()
         self._grow_decodes()
         if self.policy.preempts:
@@ -122,7 +133,7 @@ class Scheduler:
         while budget > 0 and (admitted := self._admit(now, headroom)) is not None:
             chunks.append(self._chunk(admitted, budget))
             budget -= len(chunks[-1].tokens)
-        return self._step(chunks) if chunks else None
+        return self._step(chunks) if chunks or self.cache.has_moves else None
 
     def _mixed_budget(self) -> int:
         """Prompt tokens of a step that also decodes: so many for each prompt that wants them.
@@ -222,12 +233,20 @@ class Scheduler:
 
     def _count_first_admission(self, request: Request, now: float) -> None:
         request.cached_tokens = request.computed
+        request.host_tokens = request.held_lease.host_tokens
+        request.disk_tokens = request.held_lease.disk_tokens
         request.miss_reason = self.cache.miss_reason(
-            request.submit.namespace, request.tokens, request.computed, request.reuse_limit
+            request.submit.namespace,
+            request.tokens,
+            request.computed,
+            request.reuse_limit,
+            request.page_keys,
         )
         request.admitted_s = now
         self._prompt_tokens += request.prompt_length
         self._cached_tokens += request.cached_tokens
+        self._host_tokens += request.host_tokens
+        self._disk_tokens += request.disk_tokens
 
     # --- learning --------------------------------------------------------------------------------
 
@@ -295,7 +314,7 @@ class Scheduler:
 
     def stats(self) -> EngineStats:
         """Gauges of now and counters since the start."""
-        pages = self.cache.pages
+        pages, tiers = self.cache.pages, self.cache.tiers
         return EngineStats(
             running=len(self.running),
             waiting=len(self.waiting),
@@ -310,6 +329,11 @@ class Scheduler:
             retractions=self._retractions,
             evicted_tokens=self.cache.tree.evicted_tokens,
             stale_rows=self._stale_rows,
+            host_tokens=self._host_tokens,
+            disk_tokens=self._disk_tokens,
+            host_pages=tiers.host_pages if tiers else 0,
+            disk_pages=len(tiers.pages.disk) if tiers else 0,
+            tier_losses=tiers.losses if tiers else 0,
         )
 
     def violations(self) -> list[str]:
