@@ -29,6 +29,7 @@ from ramify.srt.scheduling.queue_policy import POLICIES
 from ramify.srt.scheduling.request import Event, Request, State
 from ramify.srt.scheduling.waiting import WaitingQueue
 
+BACK_UP_PAGES = 256  # begun at once
 UNKNOWN = array("I", [0])  # holds the place of a token that is being sampled
 
 
@@ -111,6 +112,14 @@ class Scheduler:
     def file_done(self, done: FileDone) -> None:
         """Fold in that a file is read or written: whoever waits for it may start."""
         self.cache.file_done(done)
+
+    def back_up(self) -> StepPlan | None:
+        """A step that brings to disk what is only in memory; None when no more of it can be.
+
+        For the end, when nothing runs: to be carried out and called again, as writes end.
+        """
+        self.cache.back_up_all(BACK_UP_PAGES)
+        return self._step([]) if self.cache.has_moves or self.cache.io_pending else None
 
     # --- deciding a step -------------------------------------------------------------------------
 
