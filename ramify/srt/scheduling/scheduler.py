@@ -62,7 +62,7 @@ class Scheduler:
         most = self.limits.context_length
         if message.request_id in self.waiting or message.request_id in self.running:
             return answers.refused(message, "InvalidRequest", "rid is in use already", "rid")
-        full = self._queue_is_full(len(tokens))
+        full = self._queue_is_full(message.account, len(tokens))
         if full is not None:
             return answers.refused(message, "QueueFull", f"{full} already; try again later")
         if max_new is None or not tokens or len(tokens) + max_new > most:
@@ -78,12 +78,21 @@ class Scheduler:
             self._timed.put(request.number, request)
         return None
 
-    def _queue_is_full(self, n_tokens: int) -> str | None:
-        """In words, what is in the way of a prompt of `n_tokens`."""
+    def _queue_is_full(self, account: str, n_tokens: int) -> str | None:
+        """In words, what is in the way of a prompt of `n_tokens`.
+
+        A full queue still takes from an account that has less than its share of it, so that one
+        that floods it does not shut out the others. It never holds more than the limits times
+        1 + 1/2 + ... + 1/accounts.
+        """
         waiting, most = self.waiting, self.limits.max_queued_tokens
-        if len(waiting) >= self.limits.max_queued_requests:
-            return f"{len(waiting)} requests are waiting"
-        if most is not None and waiting.n_tokens and waiting.n_tokens + n_tokens > most:
+        share = waiting.aging.share(account)
+        n, limit = len(waiting), self.limits.max_queued_requests
+        if n >= limit and share.n_requests >= limit // share.accounts:
+            return f"{n} requests are waiting"
+        if most is None or not share.n_tokens or waiting.n_tokens + n_tokens <= most:
+            return None
+        if share.n_tokens + n_tokens > most // share.accounts:
             return f"{waiting.n_tokens} tokens are waiting"
         return None
 
