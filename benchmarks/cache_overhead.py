@@ -17,7 +17,7 @@ from ramify.srt.config import EngineConfig
 from ramify.srt.messages import Submit, pack_ids
 from ramify.srt.sampling_params import SamplingParams
 from ramify.srt.weights.source import prepare
-from ramify.srt.workers.engine_core import EngineCore
+from ramify.srt.workers.building import build_core
 
 REQUESTS, PROMPT, NEW = 48, 300, 32
 METHODS = ("hit_length", "acquire", "ensure", "commit", "detach", "release")
@@ -61,7 +61,7 @@ def main() -> None:
         config = EngineConfig(
             threads=argument("threads", 2), max_running_requests=16, disable_radix_cache=not reuse
         )
-        core = EngineCore.load(config, folder)
+        core = build_core(config, folder)
         run(core)
         core.flush()
         plan = Stopwatch(core.scheduler, ("plan", "apply"))

@@ -17,7 +17,7 @@ from ramify.srt.config import EngineConfig
 from ramify.srt.messages import Finished, Submit, Tokens, pack_ids
 from ramify.srt.sampling_params import SamplingParams
 from ramify.srt.weights.source import prepare
-from ramify.srt.workers.engine_core import EngineCore
+from ramify.srt.workers.building import build_core
 
 CHATS, CONTEXT, NEW, LONG, LONG_PROMPTS = 8, 300, 400, 4_000, 3
 
@@ -68,7 +68,7 @@ def main() -> None:
     add_machine()
     chunk = argument("chunk", EngineConfig().chunked_prefill_size)
     config = EngineConfig(threads=argument("threads", 2), chunked_prefill_size=chunk)
-    core = EngineCore.load(config, prepare("smollm2"))
+    core = build_core(config, prepare("smollm2"))
     gc.freeze()  # as the engine process does
     calm, busy = Chats(core, 1_000), None
     calm.steps(30, record=False)

@@ -220,6 +220,8 @@ def print_replay(trace: Trace, replay: Replay) -> None:
     same = "the same in every call"
     other = f"not the same from call {replay.differs_at} on"
     print(f"replayed: {same if replay.differs_at is None else other}")
+    if trace.header.config.host_cache_gb or trace.header.config.disk_cache_gb:
+        print("recorded with host memory or disk behind the cache; here it has neither")
 
 
 def print_table(trace: Trace, pools: Sequence[int], policies: Sequence[str]) -> None:

@@ -26,10 +26,10 @@ FileMove = FileWrite | FileRead | FileDrop
 
 
 class FileWorker:
-    """One thread between host slots and page files. All methods but `close` return at once or as
-    told; every FileWrite and FileRead that was begun ends with exactly one FileDone.
+    """One thread between host slots and page files.
 
-    Failures are a FileDone that is not ok, and a line in the log, seldom.
+    Every FileWrite and FileRead that was begun ends with exactly one FileDone, whatever happens. A
+    failure is a FileDone that is not ok and, at most once in WARN_EVERY_S, a line in the log.
     """
 
     def __init__(self, files: PageFiles, host: HostPool, max_queued: int = 1024) -> None:
@@ -128,7 +128,7 @@ class FileWorker:
             return
         key = move.key if isinstance(move, FileDrop) else move.record.key
         logger.warning(
-            "%s of page file %s failed: %s (%d failures since the last warning)",
+            "%s of page file %s failed: %s (failures since the last warning: %d)",
             type(move).__name__,
             key.hex(),
             error,

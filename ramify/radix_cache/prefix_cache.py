@@ -21,11 +21,12 @@ from array import array
 from dataclasses import dataclass, field
 from itertools import islice
 
+from ramify.radix_cache import backup
 from ramify.radix_cache.eviction import EvictionKey, lru
 from ramify.radix_cache.page_allocator import PageAllocator
 from ramify.radix_cache.page_keys import PageKeys, node_pages
 from ramify.radix_cache.pins import PinTable
-from ramify.radix_cache.plans import FileDone, Move, PageCopy, PageLoad, PageRecord
+from ramify.radix_cache.plans import FileDone, Move, PageCopy, PageLoad
 from ramify.radix_cache.tier_pages import Fetch, TierPage
 from ramify.radix_cache.tiers import TierIndex
 from ramify.radix_cache.tree import Node, RadixTree
@@ -146,6 +147,10 @@ class PrefixCache:
         self._moves.clear()
         return moves
 
+    @property
+    def has_moves(self) -> bool:
+        return bool(self._moves)
+
     def ensure(self, lease: Lease, n_tokens: int) -> bool:
         """Make the table cover n_tokens, evicting if needed. False, and no page taken, if not."""
         need = self.pages_for(n_tokens) - len(lease.table)
@@ -166,7 +171,8 @@ class PrefixCache:
             return
         if not lease.found and lease.node is not None:
             self.tree.count_hit(lease.node)
-            self._back_up(lease.node)
+            if self.tiers:  # it was found again, so it is worth keeping
+                backup.back_up_path(lease.node, self.page_size, self.tiers)
         lease.found = True
         node = self.tree.insert(lease.namespace, key, lease.table, lease.priority)
         self.detach(lease)
@@ -250,6 +256,11 @@ class PrefixCache:
         assert self.tiers is not None, "there are no fetches without tiers"
         self.tiers.end_fetch(fetch)
 
+    @property
+    def io_pending(self) -> bool:
+        """Whether files are being read or written: a `file_done` will come."""
+        return self.tiers is not None and self.tiers.io_pending
+
     def file_done(self, done: FileDone) -> None:
         """Fold in the end of a FileRead or FileWrite."""
         assert self.tiers is not None, "there are no files without tiers"
@@ -260,29 +271,7 @@ class PrefixCache:
 
         Returns how many remain: call again as writes end, for as long as you can wait.
         """
-        if self.tiers is None or not self.tiers.writes:
-            return 0
-        wanted = self._worth_writing(self.tiers.disk_pages)
-        for _, record in reversed(wanted):
-            self.tiers.touch_record(record)  # so that none of them makes way for another
-        left = [(page, record) for page, record in wanted if not self.tiers.is_safe(record)]
-        for page, record in left[:n]:
-            if not self.tiers.back_up(page, record):
-                break
-        return sum(not self.tiers.is_safe(record) for _, record in left)
-
-    def _worth_writing(self, n_pages: int) -> list[tuple[int, PageRecord]]:
-        """The n_pages pages of the tree used last; a path, which is used at once, from its root."""
-        nodes = sorted(self.tree.nodes(), key=lambda n: (-n.stats.last_used, n.start, n.number))
-        wanted: list[tuple[int, PageRecord]] = []
-        for node in nodes:
-            pages = node_pages(node, self.page_size)
-            if node.children and node.end % self.page_size:
-                pages.pop()  # the children's page holds more
-            wanted += pages
-            if len(wanted) >= n_pages:
-                break
-        return wanted[:n_pages]
+        return backup.back_up_all(self.tree, self.tiers, n) if self.tiers else 0
 
     def _in_host(
         self, namespace: str, key: "array[int]", n: int, limit: int, keys: PageKeys | None
@@ -317,14 +306,6 @@ class PrefixCache:
         assert self.tiers is not None, "only tiers keep what is evicted"
         for page, record in reversed(node_pages(node, self.page_size)):
             self.tiers.keep(page, record)
-
-    def _back_up(self, node: Node) -> None:
-        """Write the path to `node` to disk: it was found again, so it is worth keeping."""
-        at: Node | None = node
-        while self.tiers and self.tiers.writes and at is not None and not at.backed_up:
-            pages = reversed(node_pages(at, self.page_size))
-            at.backed_up = all(self.tiers.back_up(page, record) for page, record in pages)
-            at = at.parent if at.backed_up else None
 
     # --- looking ---------------------------------------------------------------------------------
 

@@ -124,31 +124,26 @@ class TierPages:
         `key`. The first page begins at the border before n, so its match may replace a shorter one.
         """
         found: list[tuple[TierPage, int]] = []
-        k = n // self.page_size
+        k, full = n // self.page_size, len(key) // self.page_size
         while self.by_key and n < limit:
-            page, end = self._best(key, keys, k, limit, ready)
-            if page is None or end <= n:
-                break
-            found.append((page, end))
-            k, n = k + 1, end
-            if n % self.page_size:
-                break
+            page = self.by_key.get(keys.parent(key, k + 1)) if k < full else None
+            if page is not None and (page.ready or not ready):
+                k, n = k + 1, min((k + 1) * self.page_size, limit)
+                found.append((page, n))
+                continue
+            page, end = self._longest(key, keys.parent(key, k), k, limit, ready)
+            if page is not None and end > n:
+                found.append((page, end))
+            break
         return found
 
-    def _best(
-        self, key: "array[int]", keys: PageKeys, k: int, limit: int, ready: bool
+    def _longest(
+        self, key: "array[int]", parent: bytes, k: int, limit: int, ready: bool
     ) -> tuple[TierPage | None, int]:
-        """(the page that holds most of page k of `key`, where the match ends)."""
-        start, end = k * self.page_size, (k + 1) * self.page_size
-        siblings = self.siblings.get(keys.parent(key, k))
-        if siblings is None:
-            return None, start
-        if end <= len(key):
-            exact = siblings.get(keys.parent(key, k + 1))
-            if exact is not None and (exact.ready or not ready):
-                return exact, min(end, limit)
+        """(the page that holds most of the beginning of page k of `key`, where the match ends)."""
+        start = k * self.page_size
         best, longest = None, 0
-        for page in islice(reversed(siblings.values()), LOOKS):
+        for page in self._recent(parent):
             if page.ready or not ready:
                 tokens = as_tokens(page.record.tokens)
                 equal = common_prefix(key, start, tokens, 0, limit - start)

@@ -96,7 +96,9 @@ class ServeConfig:
     port: int = option(30000, "port to listen on; 0 takes a free one", "server")
     served_model_name: str | None = option(None, "name clients use; the model's if unset", "server")
     log_level: str = option("info", "what to log", "server", LOG_LEVELS)
-    api_key: str | None = option(None, "key that clients must send", "server")
+    api_key: str | None = option(
+        None, "key that clients must send; better in RAMIFY_API_KEY", "server"
+    )
     api_keys_file: str | None = option(
         None, "file of keys that clients may send, one NAME:KEY a line", "server"
     )

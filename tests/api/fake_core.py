@@ -118,6 +118,9 @@ class FakeCore:
         ]
         return TreeShown(message.call_id, len(nodes), nodes[: message.limit])
 
+    def close(self) -> None:
+        """Nothing outlives it."""
+
     def step(self) -> list[ToFrontend]:
         if self.idle:
             return []

@@ -2,8 +2,6 @@
 
 import json
 import re
-import signal
-import subprocess
 import sys
 import threading
 import time
@@ -13,46 +11,17 @@ import httpx
 import openai
 import pytest
 
+sys.path.insert(0, str(Path(__file__).parent))
+from server_process import Server
+
 pytestmark = pytest.mark.model
 
-RAMIFY = Path(sys.executable).with_name("ramify")
 OPTIONS = ["--threads", "1", "--max-queued-requests", "2", "--max-running-requests", "2"]
-
-
-class Server:
-    """A `ramify serve` process on a free port, its first lines, and a client."""
-
-    def __init__(self, *options):
-        command = [RAMIFY, "serve", "smollm2", "--port", "0", "--log-level", "warning", *options]
-        self.began_s = time.monotonic()
-        self.process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
-        self.lines = [self.process.stdout.readline() for _ in range(5)]
-        self.ready_s = time.monotonic() - self.began_s
-        self.url = re.search(r"http://\S+", self.lines[1]).group().removesuffix("/v1")
-        is_json = {"content-type": "application/json"}
-        self.client = httpx.Client(base_url=self.url, timeout=120, headers=is_json)
-
-    def generate(self, **body):
-        return self.client.post("/generate", json=body)
-
-    def stats(self):
-        info = self.client.get("/server_info").json()
-        assert info["violations"] == []
-        return info["stats"]
-
-    def stop(self):
-        self.client.close()
-        self.process.send_signal(signal.SIGTERM)
-        try:
-            return self.process.wait(30)
-        finally:
-            self.process.kill()
-            self.process.stdout.close()
 
 
 @pytest.fixture(scope="module")
 def server(smollm2):
-    server = Server(*OPTIONS)
+    server = Server("smollm2", *OPTIONS)
     yield server
     assert server.stop() == 0  # told to stop, it ends well
 

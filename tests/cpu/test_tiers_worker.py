@@ -1,11 +1,12 @@
 """The thread of the page files: nobody waits for it, and everything that was begun ends.
 
 A pipe in the place of the file being written stands in for a disk that is stuck: opening it waits
-until somebody reads, and ends in an error when that reader goes.
+until somebody reads, and writing ends in an error when that reader goes.
 """
 
 import logging
 import os
+import select
 import threading
 import time
 
@@ -19,7 +20,8 @@ from ramify.radix_cache.page_files import PageFiles
 from ramify.radix_cache.page_keys import page_key, root_key
 from ramify.radix_cache.plans import FileDone, FileDrop, FileRead, FileWrite, PageRecord
 
-PAGE_SIZE, PAGE_BYTES, SLOTS = 4, 2 * 4 * 1024 * 4, 8
+PAGE_SIZE, HEAD_DIM, SLOTS = 4, 8192, 8
+PAGE_BYTES = 2 * PAGE_SIZE * HEAD_DIM * 4  # more than a pipe holds
 
 
 def record(i):
@@ -30,7 +32,7 @@ def record(i):
 @pytest.fixture
 def host():
     """Slot i is filled with i."""
-    host = HostPool(KvPool(1, 1, 1, PAGE_SIZE, 1024, torch.float32), SLOTS)
+    host = HostPool(KvPool(1, 1, 1, PAGE_SIZE, HEAD_DIM, torch.float32), SLOTS)
     for i in range(SLOTS):
         host.slots[i] = i
     return host
@@ -64,7 +66,10 @@ def stick(worker, part):
 
 
 def release(part):
-    os.close(os.open(part, os.O_RDONLY | os.O_NONBLOCK))
+    """Read a little of what is stuck, and go."""
+    reader = os.open(part, os.O_RDONLY | os.O_NONBLOCK)
+    assert select.select([reader], [], [], 10)[0]
+    os.close(reader)
 
 
 def until(true, timeout_s=10.0):

@@ -154,12 +154,15 @@ def test_the_command_takes_it(recorded, tmp_path, capsys):
 # --- where engines are made ----------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("overlap", [False, True])
-def test_an_engine_in_this_process_records_too(smollm2, tmp_path, overlap):
-    """Four times more than fits: requests are retracted, and that is predicted as well."""
+@pytest.mark.parametrize(("overlap", "host"), [(False, 0.0), (True, 0.0), (True, 0.05)])
+def test_an_engine_in_this_process_records_too(smollm2, tmp_path, overlap, host):
+    """Four times more than fits: requests are retracted, and that is predicted as well.
+
+    So is what comes back from host memory.
+    """
     path = tmp_path / "trace"
     prompts = [[100 + i, *range(200, 230)] for i in range(12)]
-    options = {"threads": 1, "max_total_tokens": 256, "overlap": overlap}
+    options = {"threads": 1, "max_total_tokens": 256, "overlap": overlap, "host_cache_gb": host}
     with Engine("smollm2", record_trace=str(path), **options) as engine:
         engine.generate(input_ids=prompts, sampling_params={"max_new_tokens": 40})
         engine.pin_prefix(input_ids=prompts[-1], ttl_s=60)
@@ -169,6 +172,7 @@ def test_an_engine_in_this_process_records_too(smollm2, tmp_path, overlap):
     assert replay.differs_at is None
     assert msgspec.structs.asdict(replay.stats) == stats
     assert stats["retractions"] > 0
+    assert (stats["host_tokens"] > 0) == (host > 0)
 
 
 def test_a_trace_that_cannot_be_written_is_an_error_at_the_start(smollm2, tmp_path):

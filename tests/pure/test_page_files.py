@@ -284,6 +284,22 @@ def test_the_leftover_of_a_crash_is_removed(opened, folder):
     assert files.scan() == []
 
 
+def test_what_lies_in_the_place_of_the_file_being_written_does_no_harm(files, folder, caplog):
+    part = folder / ".part"
+    part.write_bytes(bytes(1000))  # longer than a page file
+    assert files.scan() == []
+    assert caplog.messages == []
+    files.write(record(1), memoryview(page(1)))
+    assert read(files, record(1)) == page(1)
+    (folder.parent / "precious").write_text("of somebody else")
+    part.symlink_to(folder.parent / "precious")
+    with pytest.raises(OSError, match="symbolic links"):
+        files.write(record(2), memoryview(page(2)))
+    assert (folder.parent / "precious").read_text() == "of somebody else"
+    files.write(record(2), memoryview(page(2)))  # the link was removed
+    assert read(files, record(2)) == page(2)
+
+
 WRITE_PAGES = """
 import sys
 from pathlib import Path

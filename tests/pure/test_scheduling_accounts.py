@@ -222,6 +222,22 @@ def test_accounts_that_left_long_ago_are_forgotten_and_those_who_wait_are_not():
     assert shares.counter("a0") == 1
 
 
+@pytest.mark.parametrize(
+    "limits", [{"max_queued_requests": 60}, {"max_queued_tokens": 60}], ids=["requests", "tokens"]
+)
+def test_a_flood_does_not_shut_the_others_out_of_the_queue(limits):
+    """A full queue takes from an account until it has its share; prompts are of one token here."""
+    s = scheduler("fcfs")
+    s.limits = replace(s.limits, **limits)
+
+    def taken(account, tries=100):
+        messages = (submit(f"{account}{i}", [1], account=account) for i in range(tries))
+        return [s.submit(message, 0.0) for message in messages].count(None)
+
+    assert [taken(account) for account in ("a", "b", "c", "b", "a")] == [60, 30, 20, 0, 0]
+    assert taken("d") == 15
+
+
 # --- ages ----------------------------------------------------------------------------------------
 
 

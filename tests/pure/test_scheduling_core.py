@@ -24,6 +24,7 @@ from ramify.srt.scheduling.plan import ChunkResult, StepResult
 from ramify.srt.scheduling.queue_policy import POLICIES
 from ramify.srt.scheduling.scheduler import Scheduler
 from ramify.srt.weights.source import prepare
+from ramify.srt.workers.building import build_core
 from ramify.srt.workers.engine_core import EngineCore
 
 INFO = ModelInfo(100, 256, (0,), "float32", "cpu", "fake", 0, 256, 0.0)
@@ -131,7 +132,7 @@ def test_the_options_reach_scheduler_and_cache(tmp_path):
         max_queued_tokens=7,
         starvation_bound=5,
     )
-    scheduler = EngineCore.load(config, prepare(f"dummy:{file}")).scheduler
+    scheduler = build_core(config, prepare(f"dummy:{file}")).scheduler
     assert scheduler.policy is POLICIES["program"]
     assert (scheduler.limits.max_queued_tokens, scheduler.limits.starvation_bound) == (7, 5)
     assert scheduler.cache.tree.policy is eviction.cost

@@ -8,6 +8,7 @@ from collections import Counter
 from pathlib import Path
 from zlib import crc32
 
+import msgspec
 import pytest
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
@@ -141,6 +142,7 @@ class Day:
             priority=rng.randrange(2),
             program_id=str(rng.randrange(3)),
             timeout_s=rng.choice([None, None, 0.05]),
+            account=rng.choice(["", "x", "y"]),
         )
         self.core.submit(message, self.clock.now())
 
@@ -174,6 +176,15 @@ def test_a_replay_gives_the_same_in_every_call(tmp_path):
     names = [kind.__name__ for kind in kinds]
     ends = ["stop", "length", "abort", "timeout", "never seen", "evicted", "rejected", "pinned"]
     assert min(seen[name] for name in [*names, *ends, *COUNTED]) >= 5, seen
+
+
+def test_steps_of_an_idle_engine_are_one_line(tmp_path):
+    day = Day(0, lambda header: TraceFile(tmp_path / "t", header).write)
+    for _ in range(5):
+        day.core.step()
+    assert read(tmp_path / "t").calls == [], "as long as nothing follows"
+    day.core.flush()
+    assert read(tmp_path / "t").calls == [IdleSteps(5, day.clock.time), FlushCall(True)]
 
 
 def test_another_cache_gives_something_else(tmp_path):
@@ -222,11 +233,31 @@ def test_what_another_cache_would_have_found_can_be_counted(tmp_path, pool, hits
 
 
 def test_nobody_comes_before_the_answers_that_came_before(tmp_path):
-    """An engine that needs more steps than the recorded one is waited for, or hits were lost."""
-    trace = one_by_one(tmp_path / "t", A, A, A)
-    trace.calls[:] = [call for call in trace.calls if type(call) is not StepCall or call.ended]
-    served = play_elsewhere(trace, POOL, "lru").served
-    assert [request.cached for request in served] == [0, 39, 39]
+    """An engine that needs more steps than the recorded one is waited for: the second turn of a
+    conversation finds the first answer, but for its last token."""
+    (answer,) = (request.output for request in play_all(one_by_one(tmp_path / "t", A)))
+    trace = one_by_one(tmp_path / "t.long", A, [*A, *answer, 1])
+    trace.calls[:] = hurried(trace.calls)
+    assert len(trace.calls) == 4
+    assert [request.cached for request in play_all(trace)] == [0, len(A) + len(answer) - 1]
+
+
+def hurried(calls):
+    """As from an engine that answers everything in a single step."""
+    tokens = {}
+    for call in calls:
+        if type(call) is not StepCall:
+            yield call
+            continue
+        for request_id, new in call.tokens.items():
+            tokens[request_id] = [*tokens.get(request_id, []), *new]
+        if call.ended:
+            yield msgspec.structs.replace(call, tokens=tokens)
+            tokens = {}
+
+
+def play_all(trace):
+    return play_elsewhere(trace, POOL, "lru").served
 
 
 def test_requests_get_the_tokens_that_they_got(tmp_path):
@@ -264,6 +295,16 @@ def test_the_command_prints_a_row_for_each_size_and_a_column_for_each_policy(tmp
         ["48", "0.0", "0.0", "24.4", "0"],  # one of the two could have been kept
         ["192", "48.8", "48.8", "48.8", "0"],
     ]
+
+
+def test_what_no_replay_has_is_told(tmp_path, capsys):
+    """Pages that came back from host memory came from a place that these caches do not have."""
+    one_by_one(tmp_path / "t", A)
+    text = (tmp_path / "t").read_text().replace('"host_cache_gb":0.0', '"host_cache_gb":0.5')
+    (tmp_path / "tiers").write_text(text)
+    for name, told in (("t", False), ("tiers", True)):
+        assert main([str(tmp_path / name), "--pool", "192"]) == 0
+        assert ("here it has neither" in capsys.readouterr().out) == told
 
 
 def test_sizes_begin_where_the_longest_request_fits(tmp_path):

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from ramify.kernels.ops import Ops
 from ramify.radix_cache.kv_pool import KvPool
-from ramify.radix_cache.plans import PageCopy
+from ramify.radix_cache.page_mover import PageMover
 from ramify.srt.constrained.base import Matcher
 from ramify.srt.execution.drawing import Sampled, draw
 from ramify.srt.execution.logprobs import token_logprobs
@@ -85,10 +85,12 @@ class ModelRunner:
         pool: KvPool,
         eos_token_ids: tuple[int, ...],
         *,
+        mover: PageMover | None = None,
         deterministic: bool = False,
     ) -> None:
         self.model = model
         self.pool = pool
+        self._mover = mover or PageMover(pool)
         self._eos_token_ids = eos_token_ids
         self._rows: dict[str, SamplingRow] = {}
         self._masks = MaskFiller(model.config.vocab_size)
@@ -106,7 +108,7 @@ class ModelRunner:
         for enter in plan.enters:
             vocab_size = self.model.config.vocab_size
             self._rows[enter.request_id] = SamplingRow(enter, vocab_size, self._eos_token_ids)
-        self.pool.copy(tuple(move for move in plan.moves if isinstance(move, PageCopy)))
+        self._mover.carry_out(plan.moves)
         if not plan.chunks:
             return StepResult(())
         step = step_tensors(

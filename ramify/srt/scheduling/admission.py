@@ -31,9 +31,11 @@ def choose(
 
 
 def first_in_line(waiting: WaitingQueue, running: Requests, cache: PrefixCache) -> Request | None:
-    """Who is to start next, room or not. On the way, parks those who had better wait."""
+    """Who is to start next, room or not. On the way, parks those who had better wait.
+
+    Whoever is overdue waits for nothing: it goes with what is there.
+    """
     prefills = [r for r in running.values() if r.state is State.PREFILL] if cache.reuse else []
-    request = None
     for _ in range(LOOKS):  # parking can end an account's turn
         overdue = waiting.aging.overdue()
         if overdue is not None:
@@ -45,10 +47,11 @@ def first_in_line(waiting: WaitingQueue, running: Requests, cache: PrefixCache) 
         if waiting.refresh(request):
             continue  # it may not be the first any more
         blocker, shared = blocker_of(request, prefills, cache.page_size)
-        if blocker is None:
+        if blocker is not None:
+            waiting.park(request, blocker, shared)
+        elif not waiting.fetch(request):
             return request
-        waiting.park(request, blocker, shared)
-    return None if running else request  # the others are looked at in the next step
+    return None if running else waiting.order.first()  # the others: in the next step
 
 
 def blocker_of(
@@ -100,7 +103,8 @@ def headroom_pages(running: Requests, page_size: int) -> int:
 
 def has_room(request: Request, running: Requests, cache: PrefixCache, headroom: int) -> bool:
     """Whether the request's pages can likely be had. Changes nothing."""
-    likely = cache.pages_for(len(request.tokens)) - request.hit // cache.page_size + headroom
+    have = request.hit_on_device // cache.page_size
+    likely = cache.pages_for(len(request.tokens)) - have + headroom
     return not running or likely <= cache.pages.n_available
 
 
@@ -112,7 +116,9 @@ def _lease(request: Request, running: Requests, cache: PrefixCache, headroom: in
     # Alone, a request always fits the pool, but perhaps not beside the path it matched: branch
     # points inside pages pin more of them than it needs. Then it starts from nothing.
     for limit in (request.reuse_limit,) if running else (request.reuse_limit, 0):
-        lease = cache.acquire(submit.namespace, request.tokens, limit, submit.priority)
+        lease = cache.acquire(
+            submit.namespace, request.tokens, limit, submit.priority, request.page_keys
+        )
         need = cache.pages_for(n_tokens) - len(lease.table)
         if need + headroom <= cache.pages.n_available and cache.ensure(lease, n_tokens):
             return lease

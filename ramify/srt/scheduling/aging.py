@@ -17,6 +17,7 @@ others by the age of what it sent. How long accounts wait for each other is boun
 """
 
 from collections import OrderedDict
+from typing import NamedTuple
 
 from ramify.srt.scheduling.request import Request
 from ramify.srt.scheduling.shares import Shares
@@ -30,11 +31,13 @@ class Ages:
         self._fresh: OrderedDict[int, Request] = OrderedDict()  # never ran, in order of arrival
         self._resuming: dict[int, Request] = {}  # ran and were retracted
         self._passed: list[int] = []
+        self.n_tokens = 0  # of their prompts
 
-    def __bool__(self) -> bool:
-        return bool(self._fresh or self._resuming)
+    def __len__(self) -> int:
+        return len(self._fresh) + len(self._resuming)
 
     def add(self, request: Request) -> None:
+        self.n_tokens += request.prompt_length
         group = self._resuming if request.ran else self._fresh
         group[request.number] = request
 
@@ -44,6 +47,7 @@ class Ages:
 
     def remove(self, request: Request) -> None:
         """It waits no longer, for whatever reason."""
+        self.n_tokens -= request.prompt_length
         if request.ran:
             del self._resuming[request.number]
             return
@@ -74,6 +78,14 @@ class Ages:
         if len(self._passed) >= self._bound:
             late.append(next(iter(self._fresh.values())))
         return min(late, key=lambda r: r.number, default=None)
+
+
+class Share(NamedTuple):
+    """What of the queue is one account's. `accounts`: how many wait, this one included."""
+
+    n_requests: int
+    n_tokens: int
+    accounts: int
 
 
 class Aging:
@@ -111,6 +123,13 @@ class Aging:
     def overtaken(self, request: Request) -> int:
         """How many later arrivals of its account were admitted while this request waited."""
         return self._ages[request.submit.account].overtaken(request)
+
+    def share(self, account: str) -> Share:
+        """What an account has in the queue."""
+        ages = self._ages.get(account)
+        if ages is None:
+            return Share(0, 0, len(self._ages) + 1)
+        return Share(len(ages), ages.n_tokens, len(self._ages))
 
     def overdue(self) -> Request | None:
         """Who must go next, if the account whose turn it is has somebody who must."""

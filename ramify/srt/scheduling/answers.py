@@ -65,6 +65,8 @@ def finished(request: Request, reason: FinishReason, matched: int | None, now: f
         miss_reason=request.miss_reason,
         jump_forward_tokens=request.jumped,
         unenforced=() if request.grammar is None else request.grammar.unenforced,
+        host_tokens=request.host_tokens,
+        disk_tokens=request.disk_tokens,
     )
 
 

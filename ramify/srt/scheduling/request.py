@@ -13,7 +13,9 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from math import inf
 
+from ramify.radix_cache.page_keys import PageKeys
 from ramify.radix_cache.prefix_cache import Lease
+from ramify.radix_cache.tier_pages import Fetch
 from ramify.srt.constrained.base import CompiledGrammar
 from ramify.srt.messages import Submit, TokenLogprob
 
@@ -72,6 +74,8 @@ class Request:
     ahead: int = 0
     admission: int = 0  # the number of its latest admission
     cached_tokens: int = -1  # found computed at the first admission; -1 before it
+    host_tokens: int = 0  # those of them that were in host memory, ...
+    disk_tokens: int = 0  # ... and those that came from disk
     admitted_s: float = -1.0
     first_token_s: float = -1.0
     retractions: int = 0
@@ -79,8 +83,12 @@ class Request:
     overtaken: int = 0  # up to its latest admission; while it waits, ask `Aging`
     blocker: "Request | None" = None  # the prefill that it is parked behind, and ...
     shared: int = 0  # ... the length of the trunk that it waits for
-    hit: int = 0  # last known length of the cached prefix, while waiting
-    hit_version: int = -1  # of the tree when `hit` was found
+    hit: int = 0  # last known length of the cached prefix, while waiting, ...
+    hit_on_device: int = 0  # ... and of what needs no page to be loaded to
+    hit_version: int = -1  # of the cache when `hit` was found
+    page_keys: PageKeys | None = None  # of `tokens`, if the cache has tiers
+    fetch_asked: bool = False  # since it waits
+    fetch: Fetch | None = None  # what was asked for, while it waits
     prompt_logprobs: list[TokenLogprob] = field(default_factory=list)
     prompt_logprobs_sent: bool = False
     grammar: CompiledGrammar | None = None

@@ -17,6 +17,7 @@ from array import array
 
 from ramify.radix_cache import invariants
 from ramify.radix_cache.key import as_tokens
+from ramify.radix_cache.plans import FileDone
 from ramify.radix_cache.prefix_cache import PrefixCache
 from ramify.srt.constrained.base import CompiledGrammar
 from ramify.srt.ids import FinishReason
@@ -29,6 +30,7 @@ from ramify.srt.scheduling.queue_policy import POLICIES
 from ramify.srt.scheduling.request import Event, Request, State
 from ramify.srt.scheduling.waiting import WaitingQueue
 
+BACK_UP_PAGES = 256  # begun at once
 UNKNOWN = array("I", [0])  # holds the place of a token that is being sampled
 
 
@@ -47,6 +49,7 @@ class Scheduler:
         self._arrivals = self._steps = self._retractions = self._admissions = 0
         self._prompt_tokens = self._cached_tokens = self._generated_tokens = self._stale_rows = 0
         self._jumped_tokens = 0
+        self._host_tokens = self._disk_tokens = 0
 
     # --- requests come and go --------------------------------------------------------------------
 
@@ -63,7 +66,7 @@ class Scheduler:
         most = self.limits.context_length
         if message.request_id in self.waiting or message.request_id in self.running:
             return answers.refused(message, "InvalidRequest", "rid is in use already", "rid")
-        full = self._queue_is_full(len(tokens))
+        full = self._queue_is_full(message.account, len(tokens))
         if full is not None:
             return answers.refused(message, "QueueFull", f"{full} already; try again later")
         if max_new is None or not tokens or len(tokens) + max_new > most:
@@ -81,12 +84,21 @@ class Scheduler:
             self._timed.put(request.number, request)
         return None
 
-    def _queue_is_full(self, n_tokens: int) -> str | None:
-        """In words, what is in the way of a prompt of `n_tokens`."""
+    def _queue_is_full(self, account: str, n_tokens: int) -> str | None:
+        """In words, what is in the way of a prompt of `n_tokens`.
+
+        A full queue still takes from an account that has less than its share of it, so that one
+        that floods it does not shut out the others. It never holds more than the limits times
+        1 + 1/2 + ... + 1/accounts.
+        """
         waiting, most = self.waiting, self.limits.max_queued_tokens
-        if len(waiting) >= self.limits.max_queued_requests:
-            return f"{len(waiting)} requests are waiting"
-        if most is not None and waiting.n_tokens and waiting.n_tokens + n_tokens > most:
+        share = waiting.aging.share(account)
+        n, limit = len(waiting), self.limits.max_queued_requests
+        if n >= limit and share.n_requests >= limit // share.accounts:
+            return f"{n} requests are waiting"
+        if most is None or not share.n_tokens or waiting.n_tokens + n_tokens <= most:
+            return None
+        if share.n_tokens + n_tokens > most // share.accounts:
             return f"{waiting.n_tokens} tokens are waiting"
         return None
 
@@ -107,10 +119,27 @@ class Scheduler:
         """Forget every prefix. False, and no change, while requests run or wait."""
         return self.idle and self.cache.flush()
 
+    @property
+    def io_pending(self) -> bool:
+        """Whether files are being read or written: `file_done` is to be called when one ends."""
+        return self.cache.io_pending
+
+    def file_done(self, done: FileDone) -> None:
+        """Fold in that a file is read or written: whoever waits for it may start."""
+        self.cache.file_done(done)
+
+    def back_up(self) -> StepPlan | None:
+        """A step that brings to disk what is only in memory; None when no more of it can be.
+
+        For the end, when nothing runs: to be carried out and called again, as writes end.
+        """
+        self.cache.back_up_all(BACK_UP_PAGES)
+        return self._step([]) if self.cache.has_moves or self.cache.io_pending else None
+
     # --- deciding a step -------------------------------------------------------------------------
 
     def plan(self, now: float) -> StepPlan | None:
-        """The next step, or None when there is nothing to compute."""
+        """The next step, or None when there is nothing to do. It may move pages only."""
         self.waiting.begin_step()
         self._grow_decodes()
         if self.policy.preempts:
@@ -131,7 +160,7 @@ class Scheduler:
         while budget > 0 and (admitted := self._admit(now, headroom)) is not None:
             chunks.append(self._chunk(admitted, budget))
             budget -= len(chunks[-1].tokens)
-        return self._step(chunks) if chunks else None
+        return self._step(chunks) if chunks or self.cache.has_moves else None
 
     def _mixed_budget(self) -> int:
         """Prompt tokens of a step that also decodes: so many for each prompt that wants them.
@@ -233,12 +262,20 @@ class Scheduler:
 
     def _count_first_admission(self, request: Request, now: float) -> None:
         request.cached_tokens = request.computed
+        request.host_tokens = request.held_lease.host_tokens
+        request.disk_tokens = request.held_lease.disk_tokens
         request.miss_reason = self.cache.miss_reason(
-            request.submit.namespace, request.tokens, request.computed, request.reuse_limit
+            request.submit.namespace,
+            request.tokens,
+            request.computed,
+            request.reuse_limit,
+            request.page_keys,
         )
         request.admitted_s = now
         self._prompt_tokens += request.prompt_length
         self._cached_tokens += request.cached_tokens
+        self._host_tokens += request.host_tokens
+        self._disk_tokens += request.disk_tokens
 
     # --- learning --------------------------------------------------------------------------------
 
@@ -325,7 +362,7 @@ class Scheduler:
 
     def stats(self) -> EngineStats:
         """Gauges of now and counters since the start."""
-        pages = self.cache.pages
+        pages, tiers = self.cache.pages, self.cache.tiers
         return EngineStats(
             running=len(self.running),
             waiting=len(self.waiting),
@@ -341,6 +378,11 @@ class Scheduler:
             evicted_tokens=self.cache.tree.evicted_tokens,
             jump_forward_tokens=self._jumped_tokens,
             stale_rows=self._stale_rows,
+            host_tokens=self._host_tokens,
+            disk_tokens=self._disk_tokens,
+            host_pages=tiers.host_pages if tiers else 0,
+            disk_pages=len(tiers.pages.disk) if tiers else 0,
+            tier_losses=tiers.losses if tiers else 0,
         )
 
     def violations(self) -> list[str]:

@@ -1,13 +1,16 @@
 """The waiting requests, so arranged that a step looks at few of them however many there are.
 
     add --> [ in line: Order ] ---- looked at, its trunk is being computed ---> [ parked ]
-                 ^   |                                                             |
-                 |   `--> admitted                            trunk is there, or the prefill is gone
-                 |                                                                 v
+                 ^   |  |                                                          |
+                 |   |  `- its prefix is on disk: once -> [ fetching ] -. trunk is there, or the
+                 |   |                                                  |   prefill is gone
+                 |   `--> admitted                              it is read         |
+                 |                                                      v          v
                  `------------------------ at most LOOKS a step ------------ [ returning ]
 
-Every waiting request is in `requests` and in `aging`, and in exactly one of the three boxes. Cached
-prefixes are looked up again for whoever comes to the front, and for the others in turn.
+Every waiting request is in `requests` and in `aging`, and in exactly one of the four boxes. What it
+fetched is kept in host memory until it starts or ends. Cached prefixes are looked up again for
+whoever comes to the front, and for the others in turn.
 """
 
 from collections import OrderedDict
@@ -38,6 +41,7 @@ class WaitingQueue:
         self._by_hit = policy.by_hit
         self._cache = cache
         self._parked: dict[int, tuple[Request, Waiters]] = {}  # by the prefill's number
+        self._fetching: dict[int, Request] = {}
         self._returning: dict[int, Request] = {}
         # if the order depends on hits: the one looked up longest ago first
         self._by_age_of_hit: OrderedDict[int, Request] = OrderedDict()
@@ -62,6 +66,9 @@ class WaitingQueue:
         if self._by_hit:
             self._by_age_of_hit[request.number] = request
         request.hit_version = -1
+        request.fetch_asked = False
+        if request.page_keys is None:
+            request.page_keys = self._cache.page_keys(request.submit.namespace)
         self._line_up(request)
 
     def remove(self, request: Request) -> None:
@@ -77,9 +84,12 @@ class WaitingQueue:
         self._forget(request)
 
     def begin_step(self) -> None:
-        """Let those back in line whose trunk is there by now, and look some hits up again."""
+        """Let those back in line who have what they waited for, and look some hits up again."""
         for blocker, waiters in list(self._parked.values()):
             self._release(blocker, waiters)
+        for request in list(self._fetching.values()):
+            if request.fetch is None or not request.fetch.pending:
+                self._returning[request.number] = self._fetching.pop(request.number)
         for request in list(islice(self._returning.values(), LOOKS)):
             del self._returning[request.number]
             self._line_up(request)
@@ -89,12 +99,14 @@ class WaitingQueue:
 
     def refresh(self, request: Request) -> bool:
         """Look up the cached prefix again if the tree has changed. False if it had not."""
-        version = self._cache.tree.version
+        version = self._cache.version
         if request.hit_version == version:
             return False
         before = request.hit
         namespace = request.submit.namespace
-        request.hit = self._cache.hit_length(namespace, request.tokens, request.reuse_limit)
+        request.hit_on_device, request.hit = self._cache.hit_lengths(
+            namespace, request.tokens, request.reuse_limit, request.page_keys
+        )
         request.hit_version = version
         if self._by_hit:
             self._by_age_of_hit.move_to_end(request.number)
@@ -110,9 +122,22 @@ class WaitingQueue:
             self._parked[blocker.number] = blocker, LazyHeap(lambda r: r.shared)
         self._parked[blocker.number][1].put(request.number, request)
 
+    def fetch(self, request: Request) -> bool:
+        """Out of line while its prefix is read from disk. False if there is nothing to wait for."""
+        if not request.fetch_asked:
+            request.fetch_asked = True
+            request.fetch = self._cache.fetch(
+                request.submit.namespace, request.tokens, request.reuse_limit, request.page_keys
+            )
+            if request.fetch is not None:
+                self.order.remove(request)
+                self._fetching[request.number] = request
+                return True
+        return False
+
     def violations(self) -> list[str]:
         """Broken rules of the drawing above, in words."""
-        boxes = [request.number for request in self._returning.values()]
+        boxes = [*self._returning, *self._fetching]
         boxes += [number for _, waiters in self._parked.values() for number in waiters.items]
         boxes += self.order.numbers()
         everyone = sorted(request.number for request in self.values())
@@ -151,7 +176,10 @@ class WaitingQueue:
         del self.requests[request.id]
         self.n_tokens -= request.prompt_length
         self._by_age_of_hit.pop(request.number, None)
+        if request.fetch is not None:
+            self._cache.end_fetch(request.fetch)
+            request.fetch = None
         if request.blocker is not None:
             self._unpark(request)
-        elif self._returning.pop(request.number, None) is None:
+        elif not any(box.pop(request.number, None) for box in (self._returning, self._fetching)):
             self.order.remove(request)

@@ -66,9 +66,14 @@ class Core(Protocol):
 
     def step(self) -> list[ToFrontend]: ...
 
+    def close(self) -> None: ...
+
 
 def run(core: Core, socket: EngineEnd, clock: Clock, should_stop: Callable[[], bool]) -> None:
-    """Serve until `should_stop`, then abort what is open, so that all of it is answered."""
+    """Serve until `should_stop`, then abort what is open, so that all of it is answered.
+
+    At last the core is closed, which may take seconds.
+    """
     loop = _Loop(core, socket, clock)
     while not should_stop():
         loop.receive(IDLE_WAIT_S if core.idle else 0.0)
@@ -76,6 +81,7 @@ def run(core: Core, socket: EngineEnd, clock: Clock, should_stop: Callable[[], b
         loop.send()
     loop.abort_all()
     loop.send()
+    core.close()
 
 
 class _Loop:

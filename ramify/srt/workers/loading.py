@@ -7,7 +7,7 @@ from ramify.srt.clock import MonotonicClock
 from ramify.srt.config import EngineConfig, check_engine
 from ramify.srt.weights.source import ModelFolder, prepare
 from ramify.srt.workers import trace
-from ramify.srt.workers.engine_core import EngineCore
+from ramify.srt.workers.building import build_core
 from ramify.srt.workers.engine_loop import Core
 from ramify.srt.workers.recorder import ReadClock, TraceRecorder
 
@@ -22,15 +22,17 @@ def load(config: EngineConfig) -> Core:
 
 def load_prepared(config: EngineConfig, folder: ModelFolder) -> Core:
     """The core for a checked `config`, which is recorded if it says so."""
-    core = EngineCore.load(config, folder)
-    return core if config.record_trace is None else _recorded(core, config, config.record_trace)
+    if config.record_trace is None:
+        return build_core(config, folder)
+    return _recorded(config, folder, config.record_trace)
 
 
-def _recorded(core: EngineCore, config: EngineConfig, path: str) -> Core:
+def _recorded(config: EngineConfig, folder: ModelFolder, path: str) -> Core:
+    clock = ReadClock(MonotonicClock())
+    core = build_core(config, folder, clock)
     header = trace.Header(
         version=trace.VERSION, config=config, info=core.info, limits=core.scheduler.limits
     )
     file = trace.TraceFile(path, header)
     logger.info("recording to %s", file.path)
-    core._clock = clock = ReadClock(MonotonicClock())
     return TraceRecorder(core, clock, file.write)

@@ -112,8 +112,10 @@ class TraceRecorder:
     def show_tree(self, message: ShowTree) -> TreeShown:
         return self._core.show_tree(message)
 
+    def close(self) -> None:
+        self._core.close()
+
     def step(self) -> list[ToFrontend]:
-        self._clock.take()
         idle = self._core.idle
         replies = self._core.step()
         now = self._clock.take()

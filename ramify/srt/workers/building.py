@@ -1,0 +1,193 @@
+"""Everything of an engine from its options: model, pool, tiers, prefix cache, scheduler, runner."""
+
+import logging
+import time
+from pathlib import Path
+
+import torch
+
+from ramify.kernels.cpu.threads import set_threads
+from ramify.kernels.dispatch import load_ops
+from ramify.radix_cache import eviction
+from ramify.radix_cache.file_worker import FileWorker
+from ramify.radix_cache.host_pool import HostPool
+from ramify.radix_cache.kv_pool import KvPool, bytes_per_page
+from ramify.radix_cache.page_files import FolderUnusable, PageFiles
+from ramify.radix_cache.page_mover import PageMover
+from ramify.radix_cache.plans import PageRecord
+from ramify.radix_cache.prefix_cache import PrefixCache
+from ramify.radix_cache.tiers import TierIndex
+from ramify.srt.clock import Clock, MonotonicClock
+from ramify.srt.config import EngineConfig
+from ramify.srt.errors import ConfigError
+from ramify.srt.execution.memory import disk_pages, host_slots, pool_pages
+from ramify.srt.execution.model_runner import Ahead, ModelRunner, Runner
+from ramify.srt.messages import ModelInfo
+from ramify.srt.models.config import ModelConfig
+from ramify.srt.models.llama import LlamaModel
+from ramify.srt.scheduling.limits import SchedulerLimits
+from ramify.srt.scheduling.scheduler import Scheduler
+from ramify.srt.weights.cache_folder import cache_folder
+from ramify.srt.weights.fingerprint import fingerprint
+from ramify.srt.weights.reader import open_source
+from ramify.srt.weights.source import ModelFolder
+from ramify.srt.workers.engine_core import EngineCore
+
+logger = logging.getLogger(__name__)
+
+
+def build_core(config: EngineConfig, folder: ModelFolder, clock: Clock | None = None) -> EngineCore:
+    """Load a prepared model. Raises ModelLoadError or ConfigError."""
+    began = time.monotonic()
+    set_compute_threads(config)
+    shape = ModelConfig.from_hf(folder.config(), folder.generation_config(), config.context_length)
+    model = _model(config, folder, shape)
+    n_pages = pool_pages(config, shape, model.dtype)
+    pool = KvPool(
+        shape.n_layers, n_pages, shape.n_kv_heads, config.page_size, shape.head_dim, model.dtype
+    )
+    host, files, known = _tiers(config, folder, model, pool)
+    cache = PrefixCache(
+        n_pages,
+        config.page_size,
+        policy=eviction.POLICIES[config.eviction_policy],
+        reuse=not config.disable_radix_cache,
+        pin_share=config.pin_share,
+        tiers=_index(config, shape, model.dtype, host, files, known),
+    )
+    runner: Runner = ModelRunner(
+        model,
+        pool,
+        shape.eos_token_ids,
+        mover=PageMover(pool, host, files),
+        deterministic=config.deterministic,
+    )
+    if config.overlap:
+        runner = Ahead(runner)
+    info = _info(config, shape, model, n_pages, time.monotonic() - began)
+    scheduler = Scheduler(_limits(config, info), cache)
+    return EngineCore(
+        scheduler, runner, info, clock or MonotonicClock(), overlap=config.overlap, files=files
+    )
+
+
+def set_compute_threads(config: EngineConfig) -> None:
+    """Torch's threads and those of the C++ kernels: as many as the options say."""
+    if config.threads is not None:
+        torch.set_num_threads(config.threads)
+    set_threads(torch.get_num_threads())
+
+
+def _model(config: EngineConfig, folder: ModelFolder, shape: ModelConfig) -> LlamaModel:
+    with torch.inference_mode():
+        source = open_source(folder, config.seed or 0)
+        ops = load_ops(config.attention_backend)  # type: ignore[arg-type]  # checked at the edge
+        model = LlamaModel(shape, source, ops, _dtype(config.dtype))
+    if config.deterministic and not model.rows_are_independent:
+        raise ConfigError(
+            "deterministic needs the C++ kernels, on a CPU without AMX: here a row's result "
+            "depends on the rows beside it"
+        )
+    return model
+
+
+# --- tiers below the pool ------------------------------------------------------------------------
+
+
+def _tiers(
+    config: EngineConfig, folder: ModelFolder, model: LlamaModel, pool: KvPool
+) -> tuple[HostPool | None, FileWorker | None, list[PageRecord]]:
+    """Host memory and page files, with what the files hold; None where there is none."""
+    slots = 0 if config.disable_radix_cache else host_slots(config, model.config, model.dtype)
+    files = _files(config, folder, model) if slots and config.disk_cache_gb else None
+    if not slots or (files is None and not config.host_cache_gb):
+        return None, None, []
+    host = HostPool(pool, slots)
+    if files is None:
+        return host, None, []
+    known = files.scan()
+    logger.info("the disk cache holds %d pages of %d tokens", len(known), config.page_size)
+    return host, FileWorker(files, host), known
+
+
+def _files(config: EngineConfig, folder: ModelFolder, model: LlamaModel) -> PageFiles | None:
+    """The page files of this model and these options; None, with a warning, without a folder."""
+    shape = model.config
+    name = fingerprint(
+        folder,
+        dtype=str(model.dtype),
+        page_size=config.page_size,
+        backend=model.ops.backend,
+        deterministic=config.deterministic,
+        seed=config.seed or 0,
+    )
+    page_bytes = bytes_per_page(
+        shape.n_layers, shape.n_kv_heads, config.page_size, shape.head_dim, model.dtype
+    )
+    where = Path(config.disk_cache_dir) if config.disk_cache_dir else cache_folder() / "pages"
+    try:
+        return PageFiles(where, name, page_bytes, config.page_size)
+    except FolderUnusable as error:
+        logger.warning("going on without a disk cache: %s", error)
+        return None
+
+
+def _index(
+    config: EngineConfig,
+    shape: ModelConfig,
+    dtype: torch.dtype,
+    host: HostPool | None,
+    files: FileWorker | None,
+    known: list[PageRecord],
+) -> TierIndex | None:
+    if host is None:
+        return None
+    return TierIndex(
+        config.page_size,
+        host.n_slots,
+        disk_pages(config, shape, dtype) if files is not None else 0,
+        known,
+        prefetch_min_tokens=config.prefetch_min_tokens,
+    )
+
+
+# --- facts and numbers ---------------------------------------------------------------------------
+
+
+def _info(
+    config: EngineConfig, shape: ModelConfig, model: LlamaModel, n_pages: int, load_s: float
+) -> ModelInfo:
+    return ModelInfo(
+        vocab_size=shape.vocab_size,
+        context_length=min(shape.context_length, n_pages * config.page_size),
+        eos_token_ids=shape.eos_token_ids,
+        dtype=str(model.dtype).removeprefix("torch."),
+        device=config.device,
+        architecture=shape.architecture,
+        weight_bytes=model.weight_bytes,
+        kv_pool_tokens=n_pages * config.page_size,
+        load_s=load_s,
+    )
+
+
+def _limits(config: EngineConfig, info: ModelInfo) -> SchedulerLimits:
+    return SchedulerLimits(
+        context_length=info.context_length,
+        eos_token_ids=info.eos_token_ids,
+        step_tokens=config.chunked_prefill_size,
+        max_running_requests=config.max_running_requests,
+        max_queued_requests=config.max_queued_requests,
+        starvation_bound=config.starvation_bound,
+        schedule_policy=config.schedule_policy,
+        max_queued_tokens=config.max_queued_tokens,
+        mixed_tokens=config.mixed_prefill_size,
+        jump_forward=config.jump_forward,
+    )
+
+
+def _dtype(name: str) -> torch.dtype:
+    """`auto` is bfloat16 where the CPU multiplies it natively, else float32."""
+    if name == "auto":
+        native = torch.ops.mkldnn._is_mkldnn_bf16_supported()
+        return torch.bfloat16 if native else torch.float32
+    return {"bfloat16": torch.bfloat16, "float32": torch.float32}[name]
