@@ -6,6 +6,8 @@
 Nothing falls back: a grammar that its engine refuses is refused.
 """
 
+import importlib.util
+
 from ramify.srt.constrained.base import CompiledGrammar, GrammarBackend
 from ramify.srt.constrained.vocabulary import Vocabulary
 from ramify.srt.errors import ConfigError
@@ -47,4 +49,14 @@ def load_backend(name: str, vocabulary: Vocabulary) -> GrammarBackend:
         from ramify.srt.constrained.llguidance_backend import LLGuidanceBackend
 
         return LLGuidanceBackend(vocabulary)
+    if name == "xgrammar":
+        _need("xgrammar", "xgrammar")
+        from ramify.srt.constrained.xgrammar_backend import XGrammarBackend
+
+        return XGrammarBackend(vocabulary)
     raise ConfigError(f"grammar_backend {name!r} is none of {', '.join(NAMES)}")
+
+
+def _need(package: str, extra: str) -> None:
+    if importlib.util.find_spec(package) is None:
+        raise ConfigError(f"{package} is not installed: pip install 'ramify[{extra}]'")

@@ -44,13 +44,18 @@ class Token:
 def to_lark(text: str) -> str:
     """The grammar in lark. Raises GrammarError naming the line."""
     rules = _rules(_tokens(text))
-    if "root" not in rules:
-        raise invalid("there is no rule named root")
     used = _reachable(rules)
     recursive = _calls_itself({name: _calls(rules[name]) for name in used})
     names = {name: f"{'r' if recursive else 'T'}{i}" for i, name in enumerate(used)}
     lines = [f"{names[name]}: {_body(rules[name], names, recursive)}" for name in used]
     return "\n".join([f"start: {names['root']}", *lines])
+
+
+def without_dots(text: str) -> str:
+    """The grammar, checked as `to_lark` checks it, for an engine whose dialect has no dot."""
+    to_lark(text)
+    words = (r"[\u0000-\U0010ffff]" if token.text == "." else token.text for token in _tokens(text))
+    return " ".join(word if "::=" not in word else f"\n{word}" for word in words)
 
 
 def _tokens(text: str) -> list[Token]:
@@ -90,6 +95,8 @@ def _calls(body: list[Token]) -> list[str]:
 
 def _reachable(rules: dict[str, list[Token]]) -> list[str]:
     """The rules that root needs, root first. Raises GrammarError for one that does not exist."""
+    if "root" not in rules:
+        raise invalid("there is no rule named root")
     seen = {"root": None}
     todo = ["root"]
     while todo:

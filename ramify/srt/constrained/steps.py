@@ -113,7 +113,7 @@ class StepsGrammar:
     def checked(self) -> "StepsGrammar":
         """Itself. Raises GrammarError when the first mask is empty: a sampler would have nothing
         to draw from, and no engine finds this out when it compiles."""
-        if not self.new_matcher().fill(np.zeros(self.vocabulary.row_words, np.int32)):
+        if not self.new_matcher().fill(self.vocabulary.new_row()):
             raise GrammarError("invalid_grammar", EMPTY)
         return self
 
@@ -129,7 +129,7 @@ def only_token(row: Row) -> int | None:
 
 def only_ways(steps: Steps, vocabulary: Vocabulary) -> list[int]:
     """The run of tokens where each mask allows one text token and no end: forced for certain."""
-    steps, row = steps.copy(), np.zeros(vocabulary.row_words, np.int32)
+    steps, row = steps.copy(), vocabulary.new_row()
     run: list[int] = []
     while not steps.may_end():
         steps.mask(row)

@@ -66,6 +66,10 @@ class Vocabulary:
         """Words of a bitmask row."""
         return words(self.size)
 
+    def new_row(self) -> Row:
+        """A bitmask row that allows nothing."""
+        return np.zeros(self.row_words, np.int32)
+
     @cached_property
     def text_row(self) -> Row:
         """The row of all tokens that add to a text; read-only."""

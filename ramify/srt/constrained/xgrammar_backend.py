@@ -1,0 +1,185 @@
+"""xgrammar: structural tags, and a part of the rest with fast masks and slow compiles.
+
+What it does otherwise than the contract, and this adapter hides or refuses:
+
+    takes special tokens for the text of their names     -> they are blank in its vocabulary
+    ignores what it cannot keep                          -> xgrammar_checks.py names and refuses it
+    compiles grammars that nothing satisfies             -> the first mask is looked at
+    a dot matches a newline                              -> it is rewritten
+    raises RuntimeError with places in its source        -> only what follows the place is told
+"""
+
+import importlib.metadata
+import json
+import re
+from dataclasses import dataclass
+from typing import Any
+
+import xgrammar
+
+from ramify.srt.constrained import ebnf, limits, xgrammar_checks
+from ramify.srt.constrained.base import GrammarError, Row
+from ramify.srt.constrained.limits import invalid
+from ramify.srt.constrained.steps import StepsGrammar, only_ways
+from ramify.srt.constrained.vocabulary import Vocabulary
+from ramify.srt.grammar import GrammarSpec
+
+SEPARATORS = (", ", ": ")
+_PLACE = re.compile(r"^\s*\[[^\]]*\]\s*\S+?:\d+:\s*")
+_SCHEMA_HOLDERS = ("json_schema", "schema")
+
+
+@dataclass(frozen=True)
+class XGrammarSteps:
+    """One matcher of the engine, unlimited rollback included."""
+
+    engine: xgrammar.GrammarMatcher
+    vocabulary: Vocabulary
+
+    def mask(self, row: Row) -> None:
+        self.engine.fill_next_token_bitmask(row.reshape(1, -1))
+
+    def step(self, token: int) -> bool:
+        return bool(self.engine.accept_token(token))
+
+    def back(self, n: int) -> None:
+        self.engine.rollback(n)
+
+    def forced(self) -> list[int]:
+        """Only tokens without an alternative: where several ways to write a forced text are
+        allowed, writing it in one would change the distribution."""
+        return only_ways(self, self.vocabulary)
+
+    def may_end(self) -> bool:
+        return bool(self.engine.is_completed())
+
+    def must_end(self) -> bool:
+        row = self.vocabulary.new_row()
+        self.mask(row)
+        return not (row & self.vocabulary.text_row).any()
+
+    def copy(self) -> "XGrammarSteps":
+        return XGrammarSteps(self.engine.fork(), self.vocabulary)
+
+
+class XGrammarBackend:
+    """xgrammar for one vocabulary. Compiles let go of the interpreter's lock."""
+
+    name = "xgrammar"
+    version = importlib.metadata.version("xgrammar")
+
+    def __init__(self, vocabulary: Vocabulary) -> None:
+        self.vocabulary = vocabulary
+        tokens = xgrammar.TokenizerInfo(
+            list(vocabulary.pieces),
+            xgrammar.VocabType.RAW,
+            vocab_size=vocabulary.size,
+            stop_token_ids=list(vocabulary.end_ids),
+            add_prefix_space=False,
+        )
+        self._compiler = xgrammar.GrammarCompiler(tokens, max_threads=1, cache_enabled=False)
+
+    def compile(self, spec: GrammarSpec) -> StepsGrammar:
+        limits.check(spec)
+        try:
+            compiled, unenforced = self._compile(spec)
+        except RuntimeError as error:
+            raise _error(error, spec.kind) from error
+        start = XGrammarSteps(xgrammar.GrammarMatcher(compiled), self.vocabulary)
+        size = int(compiled.memory_size_bytes)
+        return StepsGrammar(start, self.vocabulary, size, unenforced).checked()
+
+    def _compile(self, spec: GrammarSpec) -> tuple[xgrammar.CompiledGrammar, tuple[str, ...]]:
+        if spec.kind == "regex":
+            return self._compiler.compile_regex(_regex(spec.text)), ()
+        if spec.kind == "choice":
+            return self._compiler.compile_grammar(_choice(limits.choices(spec.text))), ()
+        if spec.kind == "ebnf":
+            return self._compiler.compile_grammar(ebnf.without_dots(spec.text)), ()
+        if spec.kind == "json_schema":
+            schema = limits.schema(spec.text)
+            compiled = self._compiler.compile_json_schema(
+                json.dumps(schema),
+                any_whitespace=False,
+                separators=SEPARATORS,
+                strict_mode=False,
+            )
+            return compiled, _unenforced(schema, spec.strict)
+        if spec.kind == "structural_tag":
+            tag = _tag(json.loads(spec.text))
+            let_go = [name for schema in _schemas(tag) for name in _unenforced(schema, spec.strict)]
+            return self._compiler.compile_structural_tag(json.dumps(tag)), tuple(let_go)
+        raise invalid(f"xgrammar has no {spec.kind}; llguidance has")
+
+
+def _unenforced(schema: dict[str, Any], strict: bool) -> tuple[str, ...]:
+    """What would be let go. Raises GrammarError if that is not wanted."""
+    found = xgrammar_checks.unenforced(schema)
+    if found and strict:
+        raise GrammarError("unsupported_schema", f"xgrammar cannot enforce: {', '.join(found)}")
+    return tuple(found)
+
+
+def _regex(text: str) -> str:
+    at = xgrammar_checks.misplaced_anchor(text)
+    if at is not None:
+        raise invalid(f"position {at}: ^ and $ may only stand at the ends")
+    return xgrammar_checks.regex_of_one_line(text)
+
+
+def _choice(choices: list[str]) -> str:
+    """An EBNF with every character as a code: no quoting to get wrong."""
+    literals = ("".join(f"\\U{ord(character):08x}" for character in c) for c in choices)
+    return "root ::= " + " | ".join(f'"{literal}"' for literal in literals)
+
+
+def _tag(found: dict[str, Any]) -> dict[str, Any]:
+    """A structural tag in the engine's form; the older form has structures and triggers."""
+    if "structures" not in found:
+        return found
+    items, triggers = found["structures"], found.get("triggers")
+    if not isinstance(items, list) or not all(isinstance(item, dict) for item in items):
+        raise invalid("structures must be a list of objects with begin, schema and end")
+    tags = [
+        {
+            "begin": item.get("begin"),
+            "content": {"type": "json_schema", "json_schema": item.get("schema", True)},
+            "end": item.get("end"),
+        }
+        for item in items
+    ]
+    return {
+        "type": "structural_tag",
+        "format": {"type": "triggered_tags", "triggers": triggers, "tags": tags},
+    }
+
+
+def _schemas(tag: Any) -> list[dict[str, Any]]:
+    """The schemas in a structural tag. Raises GrammarError for one over the limits, and for formats
+    that name special tokens."""
+    found = []
+    todo = [tag]
+    while todo:
+        node = todo.pop()
+        if isinstance(node, list):
+            todo += node
+        elif isinstance(node, dict):
+            kind = str(node.get("type", ""))
+            if "token" in kind:
+                raise invalid(f"structural tags of type {kind[:40]} are not allowed")
+            if kind == "regex":
+                limits.check_regex(str(node.get("pattern", "")))
+            held = [node[key] for key in _SCHEMA_HOLDERS if key in node]
+            found += [limits.schema(json.dumps(schema)) for schema in held]
+            todo += [value for key, value in node.items() if key not in _SCHEMA_HOLDERS]
+    return found
+
+
+def _error(error: RuntimeError, kind: str) -> GrammarError:
+    """The engine's words without the places in its source."""
+    text = _PLACE.sub("", str(error)).split("\n")[0]
+    text = text.rpartition("is false: ")[2].strip()
+    code = "invalid_grammar"
+    if kind == "json_schema" and re.search(r"Look(ahead|behind)", text):
+        code = "unsupported_schema"
+    return GrammarError(code, text[:200] or f"the {kind} cannot be used")

@@ -1,0 +1,125 @@
+"""No engine lets through what a schema forbids: what it cannot keep, it refuses by name.
+
+Every value is written in both usual ways and judged by jsonschema. That an engine takes less than
+is valid (3.0 is an integer, `\\w` beyond ASCII) is no harm to who asked for the schema.
+"""
+
+import importlib.util
+import json
+import os
+import sys
+from pathlib import Path
+
+import jsonschema
+import pytest
+
+from ramify.srt.constrained.base import GrammarError
+from ramify.srt.constrained.choose import load_backend
+from ramify.srt.grammar import GrammarSpec
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "contract"))
+from small_vocabulary import small_vocabulary
+
+DATA = Path(os.environ.get("RAMIFY_TEST_DATA", Path(__file__).parents[3] / "shared" / "data"))
+SUITE = DATA / "jsonschemabench" / "jsts_draft2020-12.jsonl"
+VOCABULARY = small_vocabulary()
+INTEGERS = {"a": {"type": "integer"}, "b": {"type": "integer"}}
+NUMBERS = [
+    {"type": kind, key: bound}
+    for kind in ("number", "integer")
+    for key in ("minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum")
+    for bound in (0, 1, 2.5, -7)
+]
+STRINGS = [{"type": "string", key: n} for key in ("minLength", "maxLength") for n in (0, 1, 2, 3)]
+PATTERNS = [
+    {"type": "string", "pattern": pattern}
+    for pattern in ("^a", "b$", "a", "^ab?$", "^[^a]*$", "^.$", "^a|b$", r"^\d+$", r"^\w+$")
+]
+ARRAYS = [
+    {"type": "array", "minItems": 1},
+    {"type": "array", "maxItems": 1},
+    {"type": "array", "items": {"type": "integer"}, "maxItems": 2},
+    {"type": "array", "prefixItems": [{"type": "integer"}], "items": False},
+    {"type": "array", "uniqueItems": True},
+    {"type": "array", "contains": {"type": "integer"}},
+    {"maxItems": 2},
+]
+OBJECTS = [
+    {"type": "object", "properties": INTEGERS},
+    {"type": "object", "properties": INTEGERS, "required": ["a"]},
+    {"type": "object", "properties": INTEGERS, "additionalProperties": False},
+    {"type": "object", "properties": INTEGERS, "additionalProperties": {"type": "string"}},
+    {"type": "object", "required": ["a"]},
+    {"type": "object", "minProperties": 2},
+    {"type": "object", "properties": INTEGERS, "dependentRequired": {"a": ["b"]}},
+    {"type": "object", "propertyNames": {"const": "a"}},
+]
+OTHERS = [
+    {"enum": [1, "a", [1, 2], {"a": 1}, None]},
+    {"type": "string", "enum": ["a", 1]},
+    {"type": "integer", "const": 1.5},
+    {"enum": ["a", "abc"], "maxLength": 1},
+    {"anyOf": [{"type": "integer"}, {"minimum": 2}]},
+    {"anyOf": [{"type": "integer"}, {"type": "string"}], "maximum": 2},
+    {"allOf": [{"type": "integer"}, {"minimum": 2}]},
+    {"oneOf": [{"type": "integer"}, {"type": "number"}]},
+    {"not": {"type": "integer"}},
+    {"if": {"type": "integer"}, "then": {"minimum": 2}},
+    {"$defs": {"x": {"type": "integer"}}, "$ref": "#/$defs/x"},
+]
+VALUES = [
+    *(None, True, False, 0, 1, -1, 2, 3, 12, -7, 0.5, 1.5, 2.5, 1.05, "", "a", "ab", "abc", "1"),
+    *("é日", "a\n", [], [1], [1, 1], [1, 2, 3], ["a", 1], [None], {}, {"a": 1}, {"a": "x"}),
+    *({"a": 1, "b": 2}, {"b": 1}, {"a": 1, "c": 3}, {"a": 1, "c": "x"}),
+]
+
+
+@pytest.fixture(scope="module", params=["llguidance", "xgrammar"])
+def engine(request):
+    package = {"outlines": "outlines_core"}.get(request.param, request.param)
+    if importlib.util.find_spec(package) is None:
+        pytest.skip(f"{package} is not installed")
+    return load_backend(request.param, VOCABULARY)
+
+
+def takes(grammar, value) -> bool:
+    for separators in ((", ", ": "), (",", ":")):
+        text = json.dumps(value, ensure_ascii=False, separators=separators)
+        matcher = grammar.new_matcher()
+        if all(map(matcher.accept, VOCABULARY.write(text))) and matcher.is_accepting():
+            return True
+    return False
+
+
+def let_through(engine, schema, values) -> list | None:
+    """The invalid values that an engine takes; None if it refuses the schema."""
+    try:
+        grammar = engine.compile(GrammarSpec("json_schema", json.dumps(schema)))
+    except GrammarError:
+        return None
+    return [value for value in values if takes(grammar, value)]
+
+
+@pytest.mark.parametrize(
+    "schema", [*NUMBERS, *STRINGS, *PATTERNS, *ARRAYS, *OBJECTS, *OTHERS], ids=json.dumps
+)
+def test_what_is_invalid_does_not_pass(engine, schema):
+    judge = jsonschema.Draft202012Validator(schema)
+    invalid = [value for value in VALUES if not judge.is_valid(value)]
+    assert invalid
+    assert not let_through(engine, schema, invalid)
+
+
+@pytest.mark.skipif(not SUITE.is_file(), reason="the schema suite is not here")
+def test_the_official_suite_finds_nothing_that_passes(engine):
+    compiled = 0
+    for line in SUITE.read_text("utf-8").strip().split("\n"):
+        group = json.loads(line)
+        if group["optional"] or group["remote"]:
+            continue
+        invalid = [test["data"] for test in group["tests"] if not test["valid"]]
+        found = let_through(engine, group["schema"], invalid)
+        assert not found, group["id"]
+        compiled += found is not None
+    at_least = {"llguidance": 150, "xgrammar": 80, "outlines": 1}
+    assert compiled >= at_least[engine.name]
