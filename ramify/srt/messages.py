@@ -172,7 +172,7 @@ class Finished(Message, frozen=True):
     host_tokens: int = 0  # of the cached tokens, those that came from host memory, ...
     disk_tokens: int = 0  # ... and those that came from disk
     jump_forward_tokens: int = 0  # completion tokens that the grammar gave without sampling
-    unenforced: tuple[str, ...] = ()  # what a schema asks and nobody saw to
+    unenforced: list[str] = []  # what a schema asks and nobody saw to
 
 
 class Rejected(Message, frozen=True):

@@ -197,6 +197,11 @@ class ReplyAssembler:
         """One for each prompt token from `logprob_start` on; empty when not asked for."""
         return self._prompt_logprobs
 
+    @property
+    def unenforced(self) -> list[str]:
+        """What a schema asks and nobody saw to; known at the end."""
+        return [] if self.finished is None else self.finished.unenforced
+
     def reply(self) -> dict[str, Any]:
         """The native reply as of the last message: text and ids so far are cumulative."""
         return {
@@ -209,23 +214,27 @@ class ReplyAssembler:
         """Counts, times in seconds, and the log-probabilities that were asked for.
 
         `cache_miss_reason` is None while the request runs, and when nothing was missed;
-        `cached_tokens_details` is None while it runs.
+        `cached_tokens_details` and `jump_forward_tokens` are None while it runs.
         """
+        finished = self.finished
         meta: dict[str, Any] = {
             "id": self.submit.request_id,
             "finish_reason": self.finish_reason,
             "prompt_tokens": self.prompt_tokens,
             "completion_tokens": len(self._output_ids),
             "cached_tokens": self._cached_tokens,
-            "cached_tokens_details": None if self.finished is None else sources(self.finished),
+            "cached_tokens_details": None if finished is None else sources(finished),
             "computed_tokens": self.prompt_tokens - self._cached_tokens,
-            "cache_miss_reason": None if self.finished is None else self.finished.miss_reason,
+            "cache_miss_reason": None if finished is None else finished.miss_reason,
+            "jump_forward_tokens": None if finished is None else finished.jump_forward_tokens,
             "e2e_latency": self.elapsed_s,
         }
-        if self.finished is not None:
-            meta["num_retractions"] = self.finished.retractions
-            meta["queue_time"] = self.finished.queue_s
-            meta["ttft"] = self.finished.ttft_s
+        if finished is not None:
+            meta["num_retractions"] = finished.retractions
+            meta["queue_time"] = finished.queue_s
+            meta["ttft"] = finished.ttft_s
+            if self.submit.grammar is not None:
+                meta["unenforced_keywords"] = finished.unenforced
         if self.submit.return_logprob:
             meta |= self._logprob_info()
         return meta

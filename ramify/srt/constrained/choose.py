@@ -60,3 +60,10 @@ def load_backend(name: str, vocabulary: Vocabulary) -> GrammarBackend:
 def _need(package: str, extra: str) -> None:
     if importlib.util.find_spec(package) is None:
         raise ConfigError(f"{package} is not installed: pip install 'ramify[{extra}]'")
+
+
+def check_installed(name: str) -> None:
+    """Raise ConfigError when the engine of a backend is not installed."""
+    packages = {"llguidance": "llguidance", "xgrammar": "xgrammar", "outlines": "outlines_core"}
+    if name in packages:
+        _need(packages[name], name)

@@ -64,7 +64,7 @@ def finished(request: Request, reason: FinishReason, matched: int | None, now: f
         ttft_s=first_token_s - request.arrived_s,
         miss_reason=request.miss_reason,
         jump_forward_tokens=request.jumped,
-        unenforced=() if request.grammar is None else request.grammar.unenforced,
+        unenforced=[] if request.grammar is None else list(request.grammar.unenforced),
         host_tokens=request.host_tokens,
         disk_tokens=request.disk_tokens,
     )
@@ -80,3 +80,18 @@ def failed(request: Request, error: str) -> Rejected:
 def refused(submit: Submit, kind: str, text: str, param: str | None = None) -> Rejected:
     """The answer to a request that is not taken. `kind` is the name of a class in `errors`."""
     return Rejected(submit.request_id, kind, text, param)
+
+
+def unstarted(submit: Submit, reason: FinishReason, waited_s: float) -> Finished:
+    """The last word on a request that never reached the queue."""
+    return Finished(
+        request_id=submit.request_id,
+        reason=reason,
+        matched=None,
+        prompt_tokens=len(submit.token_ids) // 4,
+        cached_tokens=0,
+        completion_tokens=0,
+        retractions=0,
+        queue_s=waited_s,
+        ttft_s=waited_s,
+    )

@@ -19,6 +19,9 @@ from ramify.radix_cache.prefix_cache import PrefixCache
 from ramify.radix_cache.tiers import TierIndex
 from ramify.srt.clock import Clock, MonotonicClock
 from ramify.srt.config import EngineConfig
+from ramify.srt.constrained.child_wire import BackendSource
+from ramify.srt.constrained.choose import check_installed
+from ramify.srt.constrained.manager import GrammarManager
 from ramify.srt.errors import ConfigError
 from ramify.srt.execution.memory import disk_pages, host_slots, pool_pages
 from ramify.srt.execution.model_runner import Ahead, ModelRunner, Runner
@@ -67,7 +70,23 @@ def build_core(config: EngineConfig, folder: ModelFolder, clock: Clock | None = 
     info = _info(config, shape, model, n_pages, time.monotonic() - began)
     scheduler = Scheduler(_limits(config, info), cache)
     return EngineCore(
-        scheduler, runner, info, clock or MonotonicClock(), overlap=config.overlap, files=files
+        scheduler,
+        runner,
+        info,
+        clock or MonotonicClock(),
+        overlap=config.overlap,
+        files=files,
+        grammars=_grammars(config, folder, info),
+    )
+
+
+def _grammars(config: EngineConfig, folder: ModelFolder, info: ModelInfo) -> GrammarManager | None:
+    """What compiles grammars; None without a tokenizer. Raises ConfigError."""
+    if not folder.has_tokenizer:
+        return None
+    check_installed(config.grammar_backend)
+    return GrammarManager(
+        BackendSource(config.grammar_backend, str(folder.path), info.vocab_size, info.eos_token_ids)
     )
 
 

@@ -9,7 +9,11 @@ import logging
 from ramify.radix_cache.file_worker import FileWorker
 from ramify.radix_cache.key import as_tokens
 from ramify.srt.clock import Clock
+from ramify.srt.constrained.base import CompiledGrammar
+from ramify.srt.constrained.manager import GrammarManager
+from ramify.srt.errors import RequestError
 from ramify.srt.execution.model_runner import Pending, Runner
+from ramify.srt.ids import FinishReason
 from ramify.srt.messages import (
     EngineStats,
     ModelInfo,
@@ -23,12 +27,14 @@ from ramify.srt.messages import (
     TreeShown,
     Unpin,
 )
+from ramify.srt.scheduling import answers
 from ramify.srt.scheduling.plan import StepPlan
 from ramify.srt.scheduling.scheduler import Scheduler
+from ramify.srt.workers.compiling import Compiling, rejected
 
 logger = logging.getLogger(__name__)
 
-FILE_WAIT_S = 0.005  # how long an engine that waits for its disk does not look for messages
+WAIT_S = 0.005  # how long an engine that waits for pages or grammars does not look for messages
 BACK_UP_S = 4.0  # for writing, at the end, what would be lost
 BAD_IDS = "token_ids must hold 4 bytes for each token"
 
@@ -45,6 +51,7 @@ class EngineCore:
         *,
         overlap: bool = False,
         files: FileWorker | None = None,
+        grammars: GrammarManager | None = None,
     ) -> None:
         self.scheduler = scheduler
         self.runner = runner
@@ -53,19 +60,35 @@ class EngineCore:
         self._overlap = overlap  # whether one step runs while the next is planned: this one
         self._in_flight: tuple[StepPlan, Pending] | None = None
         self._files = files
+        self._compiling = Compiling(grammars)
 
     @property
     def idle(self) -> bool:
-        return self.scheduler.idle and self._in_flight is None
+        return self.scheduler.idle and self._in_flight is None and not self._compiling
 
     def submit(self, message: Submit, now: float) -> Rejected | None:
-        return self.scheduler.submit(message, now)
+        """Take a request, or say why not. It may be refused later too, by its grammar."""
+        if message.grammar is None:
+            return self.scheduler.submit(message, now)
+        settled = self._compiling.hold(message, now)
+        return None if settled is None else self._admit(*settled)
+
+    def _admit(
+        self, message: Submit, arrived: float, outcome: CompiledGrammar | RequestError
+    ) -> Rejected | None:
+        if isinstance(outcome, RequestError):
+            return rejected(message, outcome)
+        return self.scheduler.submit(message, arrived, outcome)
 
     def abort(self, request_id: str, now: float) -> list[ToFrontend]:
+        """End a request, wherever it is. Unknown ids are ignored."""
+        held = self._compiling.take_back(request_id)
+        if held is not None:
+            return [answers.unstarted(held[0], FinishReason.ABORT, now - held[1])]
         return self.scheduler.abort(request_id, now)
 
     def flush(self) -> bool:
-        return self.scheduler.flush()
+        return not self._compiling and self.scheduler.flush()
 
     def inspect(self, *, check: bool) -> tuple[EngineStats, list[str]]:
         """Counters, and with `check` broken invariants in words: reported, never fatal."""
@@ -103,7 +126,8 @@ class EngineCore:
         """
         self._learn_of_files()
         now = self._clock.now()
-        replies = self.scheduler.expire(now)
+        replies = self._learn_of_grammars(now)
+        replies += self.scheduler.expire(now)
         plan = self.scheduler.plan(now)
         launched = None if plan is None else (plan, self.runner.launch(plan))
         if self._overlap:
@@ -111,18 +135,34 @@ class EngineCore:
         if launched is not None:
             done, pending = launched
             replies += self.scheduler.apply(done, pending.result(), self._clock.now())
-        elif plan is None and self._files is not None and not self.scheduler.idle:
-            self._files.wait(FILE_WAIT_S)  # everybody waits for pages from disk
+        elif plan is None:
+            self._wait()
         return replies
+
+    def _wait(self) -> None:
+        """Nothing can be computed: if that is for want of pages or grammars, wait for some."""
+        if self._compiling:
+            self._compiling.wait(WAIT_S)
+        elif self._files is not None and not self.scheduler.idle:
+            self._files.wait(WAIT_S)
+
+    def _learn_of_grammars(self, now: float) -> list[ToFrontend]:
+        replies: list[ToFrontend] = [
+            answers.unstarted(message, FinishReason.TIMEOUT, now - arrived)
+            for message, arrived in self._compiling.late(now)
+        ]
+        refused = [self._admit(*settled) for settled in self._compiling.settled()]
+        return replies + [reply for reply in refused if reply is not None]
 
     def close(self) -> None:
         """Keep on disk what fits in the time, and let the disk go. Nothing runs any more."""
+        self._compiling.close()
         if self._files is None:
             return
         until = self._clock.now() + BACK_UP_S
         while self._clock.now() < until and (plan := self.scheduler.back_up()) is not None:
             self.runner.launch(plan).result()
-            self._files.wait(FILE_WAIT_S)
+            self._files.wait(WAIT_S)
             self._learn_of_files()
         self._files.close()
 
