@@ -1,4 +1,4 @@
-"""What an output must look like: one value from the edge to the matcher."""
+"""What an output must look like, one value from the edge to the matcher, and why it cannot."""
 
 from typing import Literal
 
@@ -20,3 +20,16 @@ class GrammarSpec(msgspec.Struct, frozen=True):
     text: str
     strict: bool = True
     param: str = ""
+
+
+class GrammarError(Exception):
+    """A grammar cannot be used.
+
+    `code` is invalid_grammar, unsupported_schema, grammar_too_large or grammar_timeout. The message
+    names the keyword or position, and holds nothing of an engine's insides.
+    """
+
+    def __init__(self, code: str, message: str) -> None:
+        super().__init__(message)
+        self.code = code
+        self.message = message

@@ -13,6 +13,7 @@ from typing import Protocol
 import numpy as np
 import numpy.typing as npt
 
+from ramify.srt.grammar import GrammarError as GrammarError
 from ramify.srt.grammar import GrammarSpec
 
 Row = npt.NDArray[np.int32]
@@ -21,19 +22,6 @@ Row = npt.NDArray[np.int32]
 def words(vocab_size: int) -> int:
     """Words of a bitmask row."""
     return -(-vocab_size // 32)
-
-
-class GrammarError(Exception):
-    """A grammar cannot be used.
-
-    `code` is invalid_grammar, unsupported_schema, grammar_too_large or grammar_timeout. The message
-    names the keyword or position, and holds nothing of an engine's insides.
-    """
-
-    def __init__(self, code: str, message: str) -> None:
-        super().__init__(message)
-        self.code = code
-        self.message = message
 
 
 class Matcher(Protocol):

@@ -9,8 +9,7 @@ import re
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from ramify.srt.constrained.base import GrammarError
-from ramify.srt.grammar import GrammarSpec, Kind
+from ramify.srt.grammar import GrammarError, GrammarSpec, Kind
 
 REGEX_BYTES = 8 * 1024
 PATTERN_BYTES = 2 * 1024
