@@ -101,6 +101,8 @@ class Envelope:
     def chunk(self, kind: str, choice: dict[str, Any], replies: Replies) -> dict[str, Any]:
         """One event. With usage asked for, `usage` is there in all, and null before the last."""
         body = self.body(kind, [choice])
+        if choice["finish_reason"] is not None:
+            body |= unenforced([replies[choice["index"]]])
         if self.options.continuous_usage_stats:
             return body | {"usage": usage(replies, self.n)}
         return body | {"usage": None} if self.options.include_usage else body
@@ -123,6 +125,12 @@ def usage(replies: Replies, n: int) -> dict[str, Any]:
         "total_tokens": prompt + completion,
         "prompt_tokens_details": {"cached_tokens": cached},
     }
+
+
+def unenforced(replies: Replies) -> dict[str, Any]:
+    """What a lenient schema asks and nobody saw to; no field where all was seen to."""
+    keywords = dict.fromkeys(keyword for reply in replies for keyword in reply.unenforced)
+    return {"unenforced_keywords": list(keywords)} if keywords else {}
 
 
 def ending(reply: ReplyAssembler) -> dict[str, Any]:
@@ -176,7 +184,8 @@ class CompletionAnswer:
             for place, reply in enumerate(self._replies)
         ]
         body = self._envelope.body(self.kind, choices)
-        return body | {"usage": usage(self._replies, self._envelope.n)}
+        counts = {"usage": usage(self._replies, self._envelope.n)}
+        return body | counts | unenforced(self._replies)
 
     def _choice(self, place: int, text: str, logprobs: dict[str, Any] | None) -> dict[str, Any]:
         choice = {"index": place, "text": text, "logprobs": logprobs}
@@ -261,7 +270,8 @@ class ChatAnswer:
             for place, reply in enumerate(self._replies)
         ]
         body = self._envelope.body(self.kind, choices)
-        return body | {"usage": usage(self._replies, self._envelope.n)}
+        counts = {"usage": usage(self._replies, self._envelope.n)}
+        return body | counts | unenforced(self._replies)
 
     def _chunk(
         self,

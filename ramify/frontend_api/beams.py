@@ -92,6 +92,8 @@ def _check_alone(request: GenerateRequest, rename: Rename) -> None:
 
     A temperature of 0 is taken: a search draws nothing.
     """
+    if request.grammar is not None:
+        raise _apart(request.grammar.param)
     plain, given = GenerateRequest(), msgspec.structs.asdict(request.sampling)
     usual = msgspec.structs.asdict(SamplingParams()) | {name: given[name] for name in TAKEN}
     given |= {"temperature": given["temperature"] or usual["temperature"]}

@@ -184,6 +184,7 @@ def _engine(stats: EngineStats) -> list[Family]:
     found = {"device": stats.cached_tokens - host - disk, "host": host, "disk": disk}
     counters = (
         ("generated_tokens_total", "Tokens generated.", stats.generated_tokens),
+        ("jump_forward_tokens_total", "Given by grammars, not sampled.", stats.jump_forward_tokens),
         ("retractions_total", "Requests put back to make room.", stats.retractions),
         ("evicted_tokens_total", "Tokens evicted from the cache.", stats.evicted_tokens),
         ("tier_losses_total", "Pages not kept, and files not usable.", stats.tier_losses),

@@ -13,7 +13,7 @@ import ramify
 from ramify.frontend_api import beams, metrics, translate
 from ramify.frontend_api import body as bodies
 from ramify.frontend_api.answers import NativeAnswer
-from ramify.frontend_api.running import follow, new_id, prepare, respond
+from ramify.frontend_api.running import follow, new_id, prepare, respond, translated
 from ramify.frontend_api.schema import AbortBody, GenerateBody
 from ramify.frontend_api.service import Counted, Service, Serving
 from ramify.frontend_api.sse import JSON
@@ -38,7 +38,8 @@ async def generate(request: Request, service: Serving) -> Response:
     if asked is not None:
         name = translate.native_name
         return JSON(await beams.find(request, service, asked, name, made=new_id(), rid=body.rid))
-    requests, single = translate.native_requests(body, service.serve_config.max_batch)
+    max_batch = service.serve_config.max_batch
+    requests, single = await translated(body, lambda: translate.native_requests(body, max_batch))
     job = await prepare(service, requests, translate.native_name, made=new_id(), rid=body.rid)
     tells_all = service.serve_config.cache_preview
     answer = NativeAnswer(job.replies, job.names.ids, many=not single, tells_all=tells_all)

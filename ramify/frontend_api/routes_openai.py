@@ -11,7 +11,7 @@ from ramify.frontend_api import beams, translate
 from ramify.frontend_api import body as bodies
 from ramify.frontend_api.answers import ChatAnswer, CompletionAnswer, Envelope
 from ramify.frontend_api.errors import NotFound
-from ramify.frontend_api.running import THREAD_FROM_CHARS, new_id, prepare, respond
+from ramify.frontend_api.running import THREAD_FROM_CHARS, new_id, prepare, respond, translated
 from ramify.frontend_api.schema import ChatBody, CompletionBody, Sampled, StreamOptions
 from ramify.frontend_api.service import Counted, Service, Serving
 from ramify.frontend_api.sse import JSON
@@ -43,7 +43,7 @@ async def completions(request: Request, service: Serving) -> Response:
         name = translate.completion_name
         found = await beams.find(request, service, asked, name, made=made, rid=body.rid)
         return JSON(beams.completion(_envelope(body, made), found))
-    requests = translate.completion_requests(body)
+    requests = await translated(body, lambda: translate.completion_requests(body))
     job = await prepare(service, requests, translate.completion_name, made=made, rid=body.rid)
     answer = CompletionAnswer(
         _envelope(body, made),
@@ -59,7 +59,8 @@ async def completions(request: Request, service: Serving) -> Response:
 async def chat_completions(request: Request, service: Serving) -> Response:
     body = await bodies.read(request, ChatBody)
     service.check_model(body.model)
-    chat = translate.chat_request(body, await _chat_ids(service, body))
+    ids = await _chat_ids(service, body)
+    chat = await translated(body, lambda: translate.chat_request(body, ids))
     made = f"chatcmpl-{new_id()}"
     job = await prepare(service, [chat], translate.chat_name(body), made=made, rid=body.rid)
     answer = ChatAnswer(_envelope(body, made), job.replies, service.tokenizer, body.logprobs)

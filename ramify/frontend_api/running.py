@@ -8,7 +8,7 @@ respond    wait for the first message, then answer whole or as a stream: an erro
 
 import asyncio
 import uuid
-from collections.abc import AsyncGenerator, Coroutine, Sequence
+from collections.abc import AsyncGenerator, Callable, Coroutine, Sequence
 from contextlib import AbstractContextManager, aclosing
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -18,9 +18,18 @@ from starlette.responses import Response
 
 from ramify.frontend_api.answers import Answer
 from ramify.frontend_api.errors import error_body
+from ramify.frontend_api.schema import GenerateBody, Sampled
 from ramify.frontend_api.service import Service
 from ramify.frontend_api.sse import DONE, JSON, EventStream, event
-from ramify.frontend_api.translate import Names, Rename, check_batch, names, renamed
+from ramify.frontend_api.translate import (
+    Names,
+    Rename,
+    check_batch,
+    check_grammars,
+    constrained,
+    names,
+    renamed,
+)
 from ramify.srt.errors import InvalidRequest, RequestError
 from ramify.srt.intake import GenerateRequest, to_submits
 from ramify.srt.replies import ReplyAssembler
@@ -47,6 +56,11 @@ class Job:
     names: Names
 
 
+async def translated(body: GenerateBody | Sampled, work: Callable[[], _Result]) -> _Result:
+    """What `work` makes of a body: beside the event loop when there are constraints to check."""
+    return await asyncio.to_thread(work) if constrained(body) else work()
+
+
 async def prepare(
     service: Service,
     requests: Sequence[GenerateRequest],
@@ -58,6 +72,7 @@ async def prepare(
     """Tokenise, check and name all sequences. Raises RequestError with the client's field names."""
     sizes = [request.sampling.n for request in requests]
     check_batch(sizes, service.serve_config.max_batch, rename("n"))
+    check_grammars(requests)
     named = names(rid, made, sizes)
     chars = sum(len(request.text or "") for request in requests)
     many = len(requests) > 1

@@ -48,12 +48,8 @@ def only(*values: Any) -> Accepts:
     return lambda given: any(type(given) is type(value) and given == value for value in values)
 
 
-# Asks for a constraint or an input we do not have, unless empty.
+# Asks for something we do not have, unless empty.
 UNSUPPORTED: dict[str, Accepts] = {
-    "regex": only(""),
-    "json_schema": only(""),
-    "ebnf": only(""),
-    "structural_tag": only(""),
     "stop_regex": only("", []),
     "lora_path": only(""),
     "session_params": only({}),
@@ -68,7 +64,6 @@ OPENAI_NO_OPS: dict[str, Accepts] = UNSUPPORTED | {
     "prompt_cache_key": anything,
     "store": only(False),
     "service_tier": only("auto", "default"),
-    "response_format": only({"type": "text"}),
 }
 COMPLETION_NO_OPS: dict[str, Accepts] = OPENAI_NO_OPS | {"suffix": only("")}
 CHAT_NO_OPS: dict[str, Accepts] = OPENAI_NO_OPS | {
@@ -314,6 +309,17 @@ class Sampled(Body):
     priority: Priority = 0
     program_id: ProgramId = ""
     timeout_s: Duration | None = None
+    # what the output keeps to, at most one of them: read by `structured`
+    response_format: Any = None
+    structured_outputs: Any = None
+    guided_json: Any = None
+    guided_regex: Any = None
+    guided_choice: Any = None
+    guided_grammar: Any = None
+    regex: Any = None
+    json_schema: Any = None
+    ebnf: Any = None
+    structural_tag: Any = None
 
     @model_validator(mode="after")
     def _options_need_stream(self) -> Self:

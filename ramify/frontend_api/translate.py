@@ -5,8 +5,10 @@ client under the name the client used: that is what `renamed` is for.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
+
+import msgspec
 
 from ramify.frontend_api.schema import (
     ChatBody,
@@ -15,7 +17,10 @@ from ramify.frontend_api.schema import (
     GenerateBody,
     Sampled,
 )
+from ramify.frontend_api.structured import READERS, grammar_of
+from ramify.srt import constraints
 from ramify.srt.errors import InvalidRequest
+from ramify.srt.grammar import GrammarSpec
 from ramify.srt.intake import (
     MAX_NAMESPACE_CHARS,
     GenerateRequest,
@@ -49,6 +54,7 @@ OPENAI_NAMES = {
     "top_logprobs_num": "logprobs",
     "namespace": "cache_salt",
 }
+MAX_GRAMMAR_CHARS = 16 * 2**20  # of all sequences of one body
 
 
 def renamed(error: InvalidRequest, rename: Rename) -> InvalidRequest:
@@ -121,6 +127,14 @@ def check_batch(sizes: Sequence[int], max_batch: int, n_name: str) -> None:
         )
 
 
+def check_grammars(requests: Sequence[GenerateRequest]) -> None:
+    """Raises InvalidRequest when the constraints of all sequences are too much to send on."""
+    size = sum(len(r.grammar.text) * r.sampling.n for r in requests if r.grammar is not None)
+    if size > MAX_GRAMMAR_CHARS:
+        right = f"make {size} characters for all sequences; at most {MAX_GRAMMAR_CHARS} are taken"
+        raise InvalidRequest(f"the constraints {right}", code="grammar_too_large")
+
+
 # --- native -------------------------------------------------------------------------------------
 
 
@@ -141,14 +155,24 @@ def native_requests(body: GenerateBody, max_batch: int) -> tuple[list[GenerateRe
         )
     except InvalidRequest as error:
         raise renamed(error, native_name) from None
+    requests = [_named_natively(request) for request in requests]
     return requests, single and requests[0].sampling.n == 1
+
+
+def _named_natively(request: GenerateRequest) -> GenerateRequest:
+    """The same, its constraint named as the client knows it: the engine's errors say that name."""
+    if request.grammar is None:
+        return request
+    param = native_name(request.grammar.param)
+    return replace(request, grammar=msgspec.structs.replace(request.grammar, param=param))
 
 
 def native_name(param: str) -> str:
     """A field of the runtime as /generate names it: what is no field of the body is an option."""
     if param == "namespace":
         return "cache_salt"
-    return param if param in GenerateBody.model_fields else f"sampling_params.{param}"
+    named = param in GenerateBody.model_fields or param.startswith("sampling_params.")
+    return param if named else f"sampling_params.{param}"
 
 
 def _scheduling(body: GenerateBody | Sampled) -> dict[str, Any]:
@@ -168,6 +192,7 @@ def _split(prompt: str | list[str] | list[int] | list[list[int]]) -> list[Any]:
 def completion_requests(body: CompletionBody) -> list[GenerateRequest]:
     """One request for each prompt of a /v1/completions body."""
     sampling = _openai_sampling(body, body.max_tokens, "max_tokens")
+    grammar = _grammar(body)
     return [
         GenerateRequest(
             text=prompt if isinstance(prompt, str) else None,
@@ -177,6 +202,7 @@ def completion_requests(body: CompletionBody) -> list[GenerateRequest]:
             return_logprob=body.logprobs is not None,
             logprob_start=0 if body.echo and body.logprobs is not None else -1,
             top_logprobs=body.logprobs or 0,
+            grammar=grammar,
             **_scheduling(body),
         )
         for prompt in _split(body.prompt)
@@ -198,6 +224,7 @@ def chat_request(body: ChatBody, prompt_ids: Sequence[int]) -> GenerateRequest:
         namespace=namespace(body.extra_key, body.cache_salt),
         return_logprob=body.logprobs,
         top_logprobs=body.top_logprobs,
+        grammar=_grammar(body),
         **_scheduling(body),
     )
 
@@ -237,3 +264,16 @@ def _openai_sampling(body: Sampled, limit: int | None, limit_name: str) -> Sampl
     except InvalidRequest as error:
         names = OPENAI_NAMES | {"max_new_tokens": limit_name}
         raise renamed(error, lambda param: names.get(param, param)) from None
+
+
+def _grammar(body: Sampled) -> GrammarSpec | None:
+    return grammar_of({name: getattr(body, name) for name in READERS})
+
+
+def constrained(body: GenerateBody | Sampled) -> bool:
+    """Whether a body may constrain its output; to read that takes time that grows with it."""
+    if isinstance(body, Sampled):
+        return any(getattr(body, name) is not None for name in READERS)
+    given = body.sampling_params
+    many = given if isinstance(given, list) else [given]
+    return any(name in params for params in many for name in constraints.NAMES)

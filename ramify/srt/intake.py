@@ -14,7 +14,9 @@ from typing import Any, Protocol
 
 import msgspec
 
+from ramify.srt import constraints
 from ramify.srt.errors import InvalidRequest
+from ramify.srt.grammar import GrammarSpec
 from ramify.srt.messages import ModelInfo, Submit, pack_ids
 from ramify.srt.sampling_params import MAX_SEED, SamplingParams
 
@@ -28,7 +30,6 @@ MAX_PRIORITY = 2**31 - 1
 MAX_PROGRAM_ID_CHARS = 128
 MAX_TREE_NODES = 1000
 MAX_DURATION_S = 86_400.0  # of a request's timeout and of a pin
-CONSTRAINTS = ("json_schema", "regex", "ebnf", "structural_tag", "stop_regex")
 
 _FIELDS = {item.name: item for item in msgspec.structs.fields(SamplingParams)}
 _OPTION_FIELDS = {
@@ -55,7 +56,8 @@ class GenerateRequest:
 
     `logprob_start` is the first prompt position whose log-probability is wanted; -1: none, only
     those of the output. It and `top_logprobs` act only with `return_logprob`. `priority`,
-    `program_id` and `timeout_s` are those of `Submit`.
+    `program_id` and `timeout_s` are those of `Submit`. The output keeps to the `grammar`, whose
+    limits have been checked.
     """
 
     text: str | None = None
@@ -69,6 +71,7 @@ class GenerateRequest:
     priority: int = 0
     program_id: str = ""
     timeout_s: float | None = None
+    grammar: GrammarSpec | None = None
 
 
 def seed_source(seed: int | None) -> Callable[[], int]:
@@ -111,7 +114,8 @@ def sampling_params(
     """The options in `raw` over `defaults`. Ranges are checked later, against the model.
 
     None for an option that is never null means its default; `stop` may be one string; keys of
-    `logit_bias` may be strings, as JSON has them. Raises InvalidRequest naming the option.
+    `logit_bias` may be strings, as JSON has them; constraints are left to `constraints`. Raises
+    InvalidRequest naming the option.
     """
     defaults = defaults or SamplingParams()
     if raw is None:
@@ -123,9 +127,11 @@ def sampling_params(
 
 
 def _is_given(name: object, value: object) -> bool:
-    if name in CONSTRAINTS:
+    if name in constraints.NAMES:
+        return False  # see `constraints.from_options`
+    if name == "stop_regex":
         if value:
-            raise _invalid(str(name), "is not available: this version has no constrained decoding")
+            raise _invalid("stop_regex", "is not available: give the stop strings in stop")
         return False
     if name not in _FIELDS:
         near = difflib.get_close_matches(str(name), _FIELDS, 1)
@@ -176,7 +182,7 @@ def generate_requests(
     if not 1 <= len(many) <= max_batch:
         raise _invalid(name, f"takes 1 to {max_batch} prompts, got {len(many)}")
     size = None if single else len(many)
-    params = [sampling_params(raw, defaults) for raw in _each("sampling_params", sampling, size)]
+    params = _sampled(sampling, defaults, size)
     for key in options:
         if key not in _OPTION_FIELDS:
             raise _invalid(key, "is not an option of a request", code="unknown_parameter")
@@ -184,8 +190,22 @@ def generate_requests(
     requests = []
     for i, prompt in enumerate(many):
         given = {key: values[i] for key, values in spread.items() if values[i] is not None}
-        requests.append(GenerateRequest(**{name: prompt}, sampling=params[i], **given))
+        given |= {"sampling": params[i][0], "grammar": params[i][1]}
+        requests.append(GenerateRequest(**{name: prompt}, **given))
     return requests, single
+
+
+def _sampled(
+    sampling: Any, defaults: SamplingParams | None, size: int | None
+) -> Sequence[tuple[SamplingParams, GrammarSpec | None]]:
+    """The options and the constraint of each prompt: read once where all have the same."""
+
+    def read(raw: Any) -> tuple[SamplingParams, GrammarSpec | None]:
+        return sampling_params(raw, defaults), constraints.from_options(raw or {})
+
+    if isinstance(sampling, list | tuple):
+        return [read(raw) for raw in _each("sampling_params", sampling, size)]
+    return [read(sampling)] * (size or 1)
 
 
 def _each(name: str, value: Any, size: int | None) -> Sequence[Any]:
@@ -241,6 +261,8 @@ def to_submits(
     """
     request.sampling.validate(info.vocab_size)
     _check_extras(request)
+    if request.grammar is not None and tokenizer is None:
+        raise _invalid(request.grammar.param, "needs a tokenizer, and this model has none")
     token_ids = _prompt_ids(request, tokenizer, info)
     most = _max_new_tokens(request.sampling, len(token_ids), info.context_length)
     if request.logprob_start >= len(token_ids):
@@ -267,6 +289,7 @@ def to_submits(
             program_id=request.program_id,
             timeout_s=request.timeout_s,
             account=account,
+            grammar=request.grammar,
         )
         for i in range(request.sampling.n)
     ]

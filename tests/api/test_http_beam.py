@@ -211,6 +211,8 @@ BODIES = [
     ({"rid": ["a", "b"]}, "rid"),
 ]
 COMPLETIONS = [
+    ({"guided_regex": "a+"}, "guided_regex"),
+    ({"response_format": {"type": "json_object"}}, "response_format"),
     ({"n": 0}, "n"),
     ({"n": 17}, "n"),
     ({"n": 2, "best_of": 3}, "best_of"),

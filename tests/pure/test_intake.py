@@ -97,12 +97,12 @@ def test_an_unknown_option_is_refused_with_a_hint():
         sampling_params({5: 5})
 
 
-@pytest.mark.parametrize("name", ["json_schema", "regex", "ebnf", "structural_tag"])
-def test_a_constraint_is_refused_and_an_empty_one_means_none(name):
-    with pytest.raises(InvalidRequest, match="no constrained decoding") as caught:
-        sampling_params({name: "x"})
-    assert caught.value.param == name
-    assert sampling_params({name: ""}) == sampling_params({name: None}) == SamplingParams()
+def test_a_stop_regex_is_refused_and_an_empty_one_means_none():
+    with pytest.raises(InvalidRequest, match="stop strings") as caught:
+        sampling_params({"stop_regex": "x"})
+    assert caught.value.param == "stop_regex"
+    for empty in (None, "", []):
+        assert sampling_params({"stop_regex": empty}) == SamplingParams()
 
 
 @pytest.mark.parametrize("raw", [[], "temperature=1", 5])

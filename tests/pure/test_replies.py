@@ -9,6 +9,7 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "api"))
 from byte_tokenizer import EOS, byte_tokenizer
 
 from ramify.srt import errors
+from ramify.srt.grammar import GrammarSpec
 from ramify.srt.messages import (
     Finished,
     ModelInfo,
@@ -61,6 +62,7 @@ def test_text_comes_as_it_is_decoded_and_never_half_a_character():
         "cached_tokens_details": {"device": 2, "host": 0, "disk": 0},
         "computed_tokens": 1,
         "cache_miss_reason": None,
+        "jump_forward_tokens": 0,
         "e2e_latency": 2.5,
         "num_retractions": 1,
         "queue_time": 0.25,
@@ -95,6 +97,24 @@ def test_the_end_says_where_cached_tokens_were():
     meta = made.reply()["meta_info"]
     assert meta["cached_tokens_details"] == {"device": 8, "host": 5, "disk": 7}
     assert meta["cached_tokens"] == 20
+
+
+def test_the_end_of_a_constrained_output_says_what_its_grammar_did():
+    made = assembler()
+    feed(made, b"ab")
+    assert made.reply()["meta_info"]["jump_forward_tokens"] is None, "known at the end only"
+    end = Finished("r", "stop", None, 3, 0, 2, 0, 0.0, 0.0, None, 0, 0, 1, ["not", "if"])
+    made.push(end, 12.0)
+    meta = made.reply()["meta_info"]
+    assert meta["jump_forward_tokens"] == 1
+    assert "unenforced_keywords" not in meta, "nothing was asked"
+    assert made.unenforced == ["not", "if"]
+    spec = GrammarSpec("json_schema", "{}", strict=False)
+    asked = assembler(submit=Submit("r", pack_ids([1]), SamplingParams(), grammar=spec))
+    asked.push(end, 12.0)
+    meta = asked.reply()["meta_info"]
+    assert meta["unenforced_keywords"] == ["not", "if"]
+    assert meta["finish_reason"] == {"type": "stop", "matched": None}
 
 
 def test_a_timeout_is_an_abort_that_says_so():

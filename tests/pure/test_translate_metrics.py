@@ -127,7 +127,7 @@ def test_buckets_count_what_is_not_above_their_bound(given_values):
 
 
 def test_the_engines_numbers_are_there_when_it_answers():
-    stats = EngineStats(1, 2, 100, 30, 50, 400, 7, 1000, 600, 300, 4, 80, 70, 30, 9, 8, 5)
+    stats = EngineStats(1, 2, 100, 30, 50, 400, 7, 1000, 600, 300, 4, 80, 70, 30, 9, 8, 5, 25)
     lines = text(families(Metrics(), stats)).splitlines()
     for line in (
         "ramify:engine_up 1",
@@ -140,6 +140,7 @@ def test_the_engines_numbers_are_there_when_it_answers():
         "ramify:disk_pages 8",
         "ramify:tier_losses_total 5",
         "ramify:generated_tokens_total 300",
+        "ramify:jump_forward_tokens_total 25",
         "ramify:retractions_total 4",
         "ramify:evicted_tokens_total 80",
         "ramify:running_requests 1",
