@@ -41,11 +41,14 @@ _SRT = {
     "SamplingParams": "ramify.srt.sampling_params",
     "beam_search": "ramify.srt.beam_search",
 }
-_HOME = dict.fromkeys(_LANG, "ramify.lang") | _SRT
-__all__ = sorted([*_HOME, "__version__"])
+_REGEXES = "ramify.lang.regexes"
+_HOME = dict.fromkeys(_LANG, "ramify.lang") | _SRT | {"build_regex_from_object": _REGEXES}
+__all__ = sorted([*_HOME, "__version__", "regexes"])
 
 if TYPE_CHECKING:
     from ramify.lang import *  # noqa: F403
+    from ramify.lang import regexes as regexes
+    from ramify.lang.regexes import build_regex_from_object as build_regex_from_object
     from ramify.srt.beam_search import beam_search as beam_search
     from ramify.srt.config import EngineConfig as EngineConfig
     from ramify.srt.engine import Engine as Engine
@@ -53,6 +56,8 @@ if TYPE_CHECKING:
 
 
 def __getattr__(name: str) -> Any:
+    if name == "regexes":
+        return importlib.import_module(_REGEXES)
     if name not in _HOME:
         raise AttributeError(f"module 'ramify' has no attribute {name!r}")
     return getattr(importlib.import_module(_HOME[name]), name)

@@ -2,12 +2,12 @@
 
 import re
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ramify.lang.choices import ChoicesSamplingMethod, token_length_normalized
 from ramify.lang.ir import Expr, ExprList, Gen, RoleBegin, RoleEnd, Select, nodes_of
-from ramify.lang.options import GenerateOptions, dtype_name
+from ramify.lang.options import GenerateOptions, dtype_name, is_model, schema_text
 
 GREEDY_UP_TO = 1e-5  # select is greedy: a higher temperature would be ignored, so it is refused
 
@@ -35,14 +35,18 @@ def gen(
     choices: Sequence[str] | None = None,
     choices_method: ChoicesSamplingMethod | None = None,
     regex: str | None = None,
-    json_schema: str | None = None,
+    json_schema: str | Mapping[str, Any] | type | None = None,
 ) -> Gen | Select:
     """Text that the model writes here. Without a name it is appended and not kept.
 
     With `n` > 1 the value is a list of n texts, and the first of them is appended; it does not
-    stream. With `choices` it is a `select`. Raises ValueError for a dtype, regex or choices that
-    cannot be.
+    stream. With `choices` it is a `select`. At most one of `regex`, `json_schema` (text, an object,
+    or a class such as a pydantic model) and `dtype` (`int`, `float`, `bool`, `str` or such a class)
+    says what the text looks like; the value is the text. Raises ValueError for what cannot be.
     """
+    if is_model(dtype):
+        dtype, json_schema = None, _alone(dtype, json_schema)
+    _check_one_shape(regex=regex, json_schema=json_schema, choices=choices, dtype=dtype)
     if choices:
         return select(name, choices, temperature or 0.0, choices_method or token_length_normalized)
     options = GenerateOptions(
@@ -65,9 +69,23 @@ def gen(
         return_text_in_logprobs=return_text_in_logprobs,
         dtype=dtype_name(dtype),
         regex=_checked(regex, dtype),
-        json_schema=json_schema,
+        json_schema=schema_text(json_schema),
     )
     return Gen(name, options)
+
+
+def _alone(dtype: Any, json_schema: Any) -> Any:
+    """A model class as the schema that it stands for."""
+    if json_schema is not None:
+        raise ValueError("a model class as dtype takes the place of json_schema: give one")
+    return dtype
+
+
+def _check_one_shape(**shapes: Any) -> None:
+    """Raises ValueError for two of them; a dtype beside a regex is for `_checked`."""
+    given = [name for name, shape in shapes.items() if shape is not None]
+    if len(given) > 1 and given != ["regex", "dtype"]:
+        raise ValueError(f"{' and '.join(given)} are all given: a text has one shape")
 
 
 def _checked(regex: str | None, dtype: type | str | None) -> str | None:

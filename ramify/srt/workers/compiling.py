@@ -90,7 +90,8 @@ def _settled(message: Submit, arrived: float, ticket: Ticket) -> Settled:
 
 def refusal(error: GrammarError, param: str) -> InvalidRequest:
     """What the client is told of a grammar that cannot be used."""
-    return InvalidRequest(error.message, param=param or None, code=error.code)
+    text = f"{param} cannot be used: {error.message}" if param else error.message
+    return InvalidRequest(text, param=param or None, code=error.code)
 
 
 def rejected(message: Submit, error: RequestError) -> Rejected:
