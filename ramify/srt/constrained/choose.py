@@ -54,6 +54,11 @@ def load_backend(name: str, vocabulary: Vocabulary) -> GrammarBackend:
         from ramify.srt.constrained.xgrammar_backend import XGrammarBackend
 
         return XGrammarBackend(vocabulary)
+    if name == "outlines":
+        _need("outlines_core", "outlines")
+        from ramify.srt.constrained.outlines_backend import OutlinesBackend
+
+        return OutlinesBackend(vocabulary)
     raise ConfigError(f"grammar_backend {name!r} is none of {', '.join(NAMES)}")
 
 

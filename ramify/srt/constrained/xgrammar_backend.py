@@ -3,7 +3,7 @@
 What it does otherwise than the contract, and this adapter hides or refuses:
 
     takes special tokens for the text of their names     -> they are blank in its vocabulary
-    ignores what it cannot keep                          -> xgrammar_checks.py names and refuses it
+    ignores what it cannot keep                          -> unkept.py names and refuses it
     compiles grammars that nothing satisfies             -> the first mask is looked at
     a dot matches a newline                              -> it is rewritten
     raises RuntimeError with places in its source        -> only what follows the place is told
@@ -17,7 +17,7 @@ from typing import Any
 
 import xgrammar
 
-from ramify.srt.constrained import ebnf, limits, xgrammar_checks
+from ramify.srt.constrained import ebnf, limits, unkept
 from ramify.srt.constrained.base import GrammarError, Row
 from ramify.srt.constrained.limits import invalid
 from ramify.srt.constrained.steps import StepsGrammar, only_ways
@@ -91,7 +91,9 @@ class XGrammarBackend:
 
     def _compile(self, spec: GrammarSpec) -> tuple[xgrammar.CompiledGrammar, tuple[str, ...]]:
         if spec.kind == "regex":
-            return self._compiler.compile_regex(_regex(spec.text)), ()
+            return self._compiler.compile_regex(
+                unkept.dots_on_one_line(unkept.without_anchors(spec.text))
+            ), ()
         if spec.kind == "choice":
             return self._compiler.compile_grammar(_choice(limits.choices(spec.text))), ()
         if spec.kind == "ebnf":
@@ -104,27 +106,16 @@ class XGrammarBackend:
                 separators=SEPARATORS,
                 strict_mode=False,
             )
-            return compiled, _unenforced(schema, spec.strict)
+            return compiled, unkept.unenforced(schema, spec.strict, self.name)
         if spec.kind == "structural_tag":
             tag = _tag(json.loads(spec.text))
-            let_go = [name for schema in _schemas(tag) for name in _unenforced(schema, spec.strict)]
+            let_go = [
+                name
+                for schema in _schemas(tag)
+                for name in unkept.unenforced(schema, spec.strict, self.name)
+            ]
             return self._compiler.compile_structural_tag(json.dumps(tag)), tuple(let_go)
         raise invalid(f"xgrammar has no {spec.kind}; llguidance has")
-
-
-def _unenforced(schema: dict[str, Any], strict: bool) -> tuple[str, ...]:
-    """What would be let go. Raises GrammarError if that is not wanted."""
-    found = xgrammar_checks.unenforced(schema)
-    if found and strict:
-        raise GrammarError("unsupported_schema", f"xgrammar cannot enforce: {', '.join(found)}")
-    return tuple(found)
-
-
-def _regex(text: str) -> str:
-    at = xgrammar_checks.misplaced_anchor(text)
-    if at is not None:
-        raise invalid(f"position {at}: ^ and $ may only stand at the ends")
-    return xgrammar_checks.regex_of_one_line(text)
 
 
 def _choice(choices: list[str]) -> str:

@@ -1,6 +1,6 @@
-"""What xgrammar would take and then not keep: found on the text, since it does not say.
+"""What xgrammar and outlines would take and then not keep: found on the text, as they do not say.
 
-It ignores keywords that it does not know, and a part of those that it does. So schemas may hold
+They ignore keywords that they do not know, and a part of those that they do. So schemas may hold
 what is listed here as kept, and what binds nothing; any other keyword is named.
 """
 
@@ -9,7 +9,8 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
-from ramify.srt.constrained.limits import subschemas
+from ramify.srt.constrained.base import GrammarError
+from ramify.srt.constrained.limits import invalid, subschemas
 
 
 def _names(text: str) -> frozenset[str]:
@@ -40,10 +41,21 @@ KNOWN = _names(
 _REGEX = re.compile(r"\\.|\[\^?\]?(?:\\.|[^\]\\])*\]|[.^$]", re.DOTALL)
 
 
-def unenforced(schema: dict[str, Any]) -> list[str]:
-    """The keywords of a schema that would be let go, in order, each once."""
-    found = (name for _, node in subschemas(schema) for name in _let_go(node))
-    return list(dict.fromkeys(found))
+def unenforced(
+    schema: dict[str, Any], strict: bool, engine: str, without: frozenset[str] = frozenset()
+) -> tuple[str, ...]:
+    """The keywords of a schema that would be let go, each once.
+
+    `without` are those that this engine lacks beside the common ones. Raises GrammarError naming
+    them all if nothing may be let go.
+    """
+    found: dict[str, None] = {}
+    for _, node in subschemas(schema):
+        found |= dict.fromkeys(_let_go(node))
+        found |= dict.fromkeys(key for key in node if key in without)
+    if found and strict:
+        raise GrammarError("unsupported_schema", f"{engine} cannot enforce: {', '.join(found)}")
+    return tuple(found)
 
 
 def _let_go(node: dict[str, Any]) -> Iterator[str]:
@@ -89,14 +101,22 @@ def _fits(value: Any, types: str | list[str]) -> bool:
     return any(kind in kinds for kind in ([types] if isinstance(types, str) else types))
 
 
-def regex_of_one_line(regex: str) -> str:
-    """A regex whose dots match no newline, as everywhere else: xgrammar's do."""
+def dots_on_one_line(regex: str) -> str:
+    """A regex whose dots match no newline, for an engine whose dots do."""
     return _REGEX.sub(lambda found: r"[^\n]" if found[0] == "." else found[0], regex)
 
 
-def misplaced_anchor(regex: str) -> int | None:
-    """Where a ^ or $ stands that xgrammar drops: anywhere but at the ends."""
-    for found in _REGEX.finditer(regex):
-        if found[0] in "^$" and found.start() != (0 if found[0] == "^" else len(regex) - 1):
-            return found.start()
-    return None
+def without_anchors(regex: str) -> str:
+    """A regex less the ^ and $ at its ends, where they change nothing.
+
+    Raises GrammarError for one elsewhere: it would be dropped too, and there it means something.
+    """
+    at = [found.start() for found in _REGEX.finditer(regex) if found[0] in "^$"]
+    if not at:
+        return regex
+    start, end = regex[0] == "^", at[-1] == len(regex) - 1 and regex[-1] == "$"
+    wrong = at[start : len(at) - end]
+    if wrong or "|" in regex:
+        place = wrong[0] if wrong else at[0]
+        raise invalid(f"position {place}: ^ and $ may only stand around a regex without |")
+    return regex[start : len(regex) - end]
