@@ -20,6 +20,7 @@ class Grammar:
     text: str
     nbytes: int = 1000
     unenforced: tuple[str, ...] = ()
+    held: object = None
 
 
 def deep(n: int) -> int:
@@ -56,6 +57,8 @@ class ScriptedEngine:
             raise ConfigError("install it")
         elif verb == "panic_in" and os.getpid() == int(argument):
             raise Panic
+        elif verb == "hold":
+            return Grammar(spec.text, held=ctypes.create_string_buffer(int(argument)))
         return Grammar(spec.text)
 
 

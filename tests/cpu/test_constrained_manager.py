@@ -169,6 +169,7 @@ def test_what_cannot_be_sent_is_refused_at_once(make, text, code):
         ("sleep:60", "grammar_timeout"),
         ("stuck", "grammar_timeout"),
         (f"allocate:{400 * MIB}", "grammar_too_large"),
+        (f"hold:{40 * MIB}", "grammar_too_large"),
         ("abort", "grammar_too_large"),
         ("crash", "grammar_too_large"),
         ("deep", "grammar_too_large"),
@@ -200,7 +201,7 @@ def test_a_child_that_holds_on_to_memory_is_replaced(make):
     manager = make()
     assert compiled(manager, "good").state == "ready"
     first = manager.child_pid
-    assert compiled(manager, f"keep:{210 * MIB}").state == "ready"
+    compiled(manager, f"keep:{210 * MIB}")
     assert gone_within(first, 1.0)
     assert compiled(manager, f"allocate:{200 * MIB}").state == "ready"
     assert manager.child_pid not in (None, first)
@@ -213,6 +214,30 @@ def test_a_child_that_somebody_kills_is_replaced(make):
     os.kill(first, signal.SIGKILL)
     assert gone_within(first, 1.0)
     assert compiled(manager, "better").state == "ready"
+
+
+def test_what_grammars_really_hold_fills_the_cache(make):
+    """Grammars of the scripted engine say that they hold 1000 bytes."""
+    manager = make(cache_bytes=20 * MIB)
+    texts = [f"hold:{8 * MIB + i}" for i in range(3)]
+    assert [compiled(manager, text).state for text in texts] == ["ready"] * 3
+    assert manager.request(spec(texts[2])).state == "ready"
+    assert manager.request(spec(texts[0])).state == "pending"  # two fit, and it was the first
+
+
+def test_those_done_meanwhile_make_room_in_the_queue(make):
+    """Whoever asked may have given up, and then nobody polls."""
+    manager = make(max_pending=1)
+    manager.request(spec("good"))
+    time.sleep(0.1)
+    ends = time.monotonic() + 20
+    while time.monotonic() < ends:
+        try:
+            assert manager.request(spec("better")).state == "pending"
+            return
+        except QueueFull:
+            time.sleep(0.05)
+    pytest.fail("the queue stayed full")
 
 
 def test_too_many_to_compile_are_refused_and_nothing_is_lost(make):

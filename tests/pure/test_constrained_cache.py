@@ -79,6 +79,15 @@ def test_one_that_fills_the_cache_alone_pushes_nobody_out():
     assert memory.get(b"a", 0.0) == Grammar(0)
 
 
+def test_a_grammar_counts_as_much_as_it_was_measured_to_hold():
+    """Engines guess from the text: 30 characters of regex may hold 86 MB."""
+    memory = cache(max_bytes=4 * ENTRY_BYTES)
+    memory.put(b"a", Grammar(0), 0.0)
+    memory.put(b"b", Grammar(0), 0.0, held_bytes=3 * ENTRY_BYTES)
+    assert memory.get(b"a", 0.0) is None
+    assert memory.nbytes == 4 * ENTRY_BYTES
+
+
 def test_a_refusal_is_forgotten_and_a_grammar_is_not():
     """A time-out may be the machine's fault, so it must not stand for ever."""
     memory = cache(refusal_s=60.0)

@@ -56,7 +56,7 @@ class GrammarCache:
 
     @property
     def nbytes(self) -> int:
-        """Sizes of all entries, as their grammars gave them when they were put in."""
+        """Sizes of all entries when they were put in."""
         return self._bytes
 
     def get(self, key: bytes, now_s: float) -> CompiledGrammar | GrammarError | None:
@@ -70,13 +70,16 @@ class GrammarCache:
         self._entries.move_to_end(key)
         return entry.found
 
-    def put(self, key: bytes, found: CompiledGrammar | GrammarError, now_s: float) -> None:
-        """Remember a grammar or a refusal. One too large for the whole cache is not remembered."""
+    def put(
+        self, key: bytes, found: CompiledGrammar | GrammarError, now_s: float, held_bytes: int = 0
+    ) -> None:
+        """Remember a grammar or a refusal. `held_bytes` is what a grammar was measured to hold,
+        if that is more than it says. One too large for the whole cache is not remembered."""
         self._forget(key)
         if isinstance(found, GrammarError):
             entry = _Entry(found, ENTRY_BYTES + len(found.message), now_s + self._refusal_s)
         else:
-            entry = _Entry(found, ENTRY_BYTES + found.nbytes, None)
+            entry = _Entry(found, ENTRY_BYTES + max(found.nbytes, held_bytes), None)
         if entry.size_bytes > self._max_bytes:
             return
         self._entries[key] = entry

@@ -9,19 +9,23 @@ exit    0 nobody needs it any more, 1 a bug (traceback in the log); any signal: 
     worn beyond     |---- code, vocabulary, tables ----|---- three quarters ---|
 """
 
+import logging
 import os
 import resource
 import signal
 import socket
 import sys
-from pathlib import Path
 
 from ramify.srt.constrained import child_wire as wire
 from ramify.srt.constrained.base import GrammarBackend, GrammarError
+from ramify.srt.constrained.memory_in_use import address_space, bytes_in_use
 from ramify.srt.errors import ConfigError
 from ramify.srt.grammar import GrammarSpec
 
 GRACE_S = 1.0  # for the parent to kill first: it knows why
+TOO_LARGE = "grammar_too_large", "the grammar needs more memory or depth than one may have"
+
+logger = logging.getLogger(__name__)
 
 
 def main() -> int:
@@ -39,23 +43,29 @@ def main() -> int:
             return 0
         # The signal's default action ends the process even inside an engine that never returns.
         signal.setitimer(signal.ITIMER_REAL, job.timeout_s + GRACE_S)
-        code, message = judge(backend, job.spec)
+        code, message, held_bytes = judge(backend, job.spec, opening.grammar_bytes)
         signal.setitimer(signal.ITIMER_REAL, 0)
-        worn = _address_space() > worn_bytes
-        wire.send(end, wire.Verdict(code, message[: wire.MAX_MESSAGE], worn))
+        worn = address_space() > worn_bytes
+        wire.send(end, wire.Verdict(code, message[: wire.MAX_MESSAGE], held_bytes, worn))
 
 
-def judge(backend: GrammarBackend, spec: GrammarSpec) -> tuple[str, str]:
-    """Compile a grammar. Returns a GrammarError's code and message, or two empty strings."""
+def judge(backend: GrammarBackend, spec: GrammarSpec, most_bytes: int) -> tuple[str, str, int]:
+    """Compile a grammar. Returns a GrammarError's code and message, or two empty strings, and how
+    much memory the grammar holds."""
+    before = bytes_in_use()
     try:
-        backend.compile(spec)
+        grammar = backend.compile(spec)
+        held = max(bytes_in_use() - before, grammar.nbytes)
     except GrammarError as error:
-        return error.code, error.message
+        return error.code, error.message, 0
     except ConfigError as error:  # an engine that this kind needs is not installed
-        return "unsupported_schema", str(error)
+        return "unsupported_schema", str(error), 0
     except (MemoryError, RecursionError):
-        return "grammar_too_large", "the grammar needs more memory or depth than one may have"
-    return "", ""
+        return *TOO_LARGE, 0
+    except Exception:
+        logger.exception("an engine failed on a grammar")
+        return "invalid_grammar", "the grammar cannot be compiled", 0
+    return (*TOO_LARGE, 0) if held > most_bytes else ("", "", held)
 
 
 def _take_stdin() -> socket.socket:
@@ -69,15 +79,10 @@ def _take_stdin() -> socket.socket:
 
 def _limit_memory(more_bytes: int) -> int:
     """Let the address space grow by `more_bytes` and no further. Returns when it is worn."""
-    now = _address_space()
+    now = address_space()
     resource.setrlimit(resource.RLIMIT_AS, (now + more_bytes, now + more_bytes))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     return now + more_bytes * 3 // 4
-
-
-def _address_space() -> int:
-    pages = Path("/proc/self/statm").read_text().split()[0]
-    return int(pages) * resource.getpagesize()
 
 
 if __name__ == "__main__":

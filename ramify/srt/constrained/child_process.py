@@ -21,11 +21,13 @@ EXIT_S = 1.0  # for a child that has closed its end to be gone
 class CompileLimits:
     """What one grammar may cost. `start_s` is for the child to load, `nice` how far it steps back.
 
-    `memory_bytes` is how far the child's address space may grow beyond its size when loaded.
+    `memory_bytes` is how far the child's address space may grow beyond its size when loaded;
+    `grammar_bytes` is what a compiled grammar may hold, as each running request may hold one.
     """
 
     timeout_s: float = 5.0
     memory_bytes: int = 2**30
+    grammar_bytes: int = 2**25
     nice: int = 5
     start_s: float = 60.0
 
@@ -48,7 +50,7 @@ class ChildProcess:
             )
         finally:
             theirs.close()
-        self._opening = wire.Open(source, limits.memory_bytes, limits.nice)
+        self._opening = wire.Open(source, limits.memory_bytes, limits.grammar_bytes, limits.nice)
         self._over = False
 
     @property
@@ -69,8 +71,8 @@ class ChildProcess:
             self.end()
             raise Unavailable("grammars cannot be compiled: see the log", code="grammar") from error
 
-    def try_out(self, spec: GrammarSpec) -> None:
-        """Return when the child has compiled the grammar and filled its first mask.
+    def try_out(self, spec: GrammarSpec) -> int:
+        """Bytes that the grammar holds, once the child has compiled it and filled a first mask.
 
         Raises GrammarError when it could not, or did not live to tell.
         """
@@ -87,6 +89,7 @@ class ChildProcess:
             self.end()
         if verdict.code:
             raise GrammarError(verdict.code, verdict.message)
+        return verdict.held_bytes
 
     def kill(self) -> None:
         """End the process at once. Whoever waits for its answer gets an error."""

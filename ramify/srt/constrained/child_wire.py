@@ -55,10 +55,12 @@ class BackendSource(msgspec.Struct, frozen=True):
 
 
 class Open(msgspec.Struct, frozen=True):
-    """The child's first frame. `memory_bytes`: how far its address space may grow once loaded."""
+    """The child's first frame. `memory_bytes`: how far its address space may grow once loaded;
+    `grammar_bytes`: how much memory a compiled grammar may hold."""
 
     source: BackendSource
     memory_bytes: int
+    grammar_bytes: int
     nice: int
 
 
@@ -76,11 +78,13 @@ class Compile(msgspec.Struct, frozen=True):
 class Verdict(msgspec.Struct, frozen=True):
     """Whether a grammar compiles and has a first mask. `code` is empty if so, else GrammarError's.
 
-    `worn`: the child holds on to much of its memory; the next grammar should get a new one.
+    `held_bytes` is the memory that it holds. `worn`: the child itself holds on to much of its
+    memory; the next grammar should get a new one.
     """
 
     code: str = ""
     message: str = ""
+    held_bytes: int = 0
     worn: bool = False
 
 

@@ -34,6 +34,15 @@ class Job:
     spec: GrammarSpec
 
 
+@dataclass(frozen=True)
+class Done:
+    """What became of a job, and how much memory its grammar holds."""
+
+    key: bytes
+    found: Found
+    held_bytes: int = 0
+
+
 class CompileThread:
     """Takes jobs, gives what was found, in order. All methods are for one other thread."""
 
@@ -41,7 +50,7 @@ class CompileThread:
         self._source = source
         self._limits = limits
         self._todo: queue.SimpleQueue[Job | None] = queue.SimpleQueue()
-        self._done: queue.SimpleQueue[tuple[bytes, Found]] = queue.SimpleQueue()
+        self._done: queue.SimpleQueue[Done] = queue.SimpleQueue()
         self._thread: threading.Thread | None = None
         self._lock = threading.Lock()  # over the next two
         self._child: ChildProcess | None = None
@@ -62,9 +71,9 @@ class CompileThread:
         """Start the child and load the engine now."""
         self._wake(None)
 
-    def finished(self, timeout_s: float = 0.0) -> list[tuple[bytes, Found]]:
+    def finished(self, timeout_s: float = 0.0) -> list[Done]:
         """What has been found since; waits up to `timeout_s` for the first."""
-        found: list[tuple[bytes, Found]] = []
+        found: list[Done] = []
         try:
             if timeout_s > 0:
                 found.append(self._done.get(timeout=timeout_s))
@@ -99,7 +108,7 @@ class CompileThread:
             if job is None:
                 self._load()
             else:
-                self._done.put((job.key, self._find(job.spec)))
+                self._done.put(self._do(job))
         if self._child is not None:
             self._child.end()
 
@@ -109,18 +118,18 @@ class CompileThread:
             self._ready_child()
             self._ready_backend()
 
-    def _find(self, spec: GrammarSpec) -> Found:
+    def _do(self, job: Job) -> Done:
         """Compile one grammar. Never raises: others wait behind it."""
         try:
-            self._ready_child().try_out(spec)
-            return self._ready_backend().compile(spec)
-        except GrammarError as error:
-            return GrammarError(error.code, error.message)  # without the frames it came through
+            held_bytes = self._ready_child().try_out(job.spec)
+            return Done(job.key, self._ready_backend().compile(job.spec), held_bytes)
+        except GrammarError as error:  # copied: without the frames that it came through
+            return Done(job.key, GrammarError(error.code, error.message))
         except Unavailable as error:
-            return Unavailable(error.message, code=error.code)
+            return Done(job.key, Unavailable(error.message, code=error.code))
         except BaseException:  # a panic of an engine in Rust is no Exception
             logger.exception("a grammar that the child compiled failed here")
-            return GrammarError("invalid_grammar", "the grammar cannot be compiled")
+            return Done(job.key, GrammarError("invalid_grammar", "the grammar cannot be compiled"))
 
     def _ready_child(self) -> ChildProcess:
         """The child, a new one when the last has ended. Raises Unavailable when it cannot load."""

@@ -13,7 +13,7 @@ from ramify.srt.constrained.base import CompiledGrammar, GrammarError
 from ramify.srt.constrained.cache import GrammarCache, cache_key
 from ramify.srt.constrained.child_process import CompileLimits
 from ramify.srt.constrained.child_wire import BackendSource
-from ramify.srt.constrained.compile_thread import CompileThread, Found, Job
+from ramify.srt.constrained.compile_thread import CompileThread, Done, Found, Job
 from ramify.srt.errors import QueueFull, Unavailable
 from ramify.srt.grammar import GrammarSpec
 
@@ -124,6 +124,8 @@ class GrammarManager:
         if self._closed:
             return _settled(_stopped())
         if len(self._pending) >= self._max_pending:
+            self.poll()  # nobody may have asked since some were done
+        if len(self._pending) >= self._max_pending:
             raise QueueFull(
                 f"{self._max_pending} grammars wait to be compiled; try again later",
                 param=spec.param or None,
@@ -133,13 +135,13 @@ class GrammarManager:
         self._compiling.submit(Job(key, spec))
         return ticket
 
-    def _fold(self, found: list[tuple[bytes, Found]]) -> list[Ticket]:
+    def _fold(self, finished: list[Done]) -> list[Ticket]:
         settled = []
-        for key, result in found:
-            ticket = self._pending.pop(key)
-            ticket._settle(result)
-            if not isinstance(result, Unavailable):  # no fault of the grammar: try it again
-                self._cache.put(key, result, self._clock.now())
+        for done in finished:
+            ticket = self._pending.pop(done.key)
+            ticket._settle(done.found)
+            if not isinstance(done.found, Unavailable):  # no fault of the grammar: try it again
+                self._cache.put(done.key, done.found, self._clock.now(), done.held_bytes)
             settled.append(ticket)
         return settled
 
