@@ -21,7 +21,16 @@ from ramify.frontend_api import serve
 from ramify.frontend_api.keys import load_keys
 from ramify.srt.config import EngineConfig, ServeConfig
 from ramify.srt.errors import ModelLoadError
-from ramify.srt.messages import EngineStats, Submit, ToFrontend, TokenLogprob, Tokens, unpack_ids
+from ramify.srt.messages import (
+    EngineStats,
+    Finished,
+    Rejected,
+    Submit,
+    ToFrontend,
+    TokenLogprob,
+    Tokens,
+    unpack_ids,
+)
 from ramify.srt.weights.source import ModelFolder
 
 TEMPLATE = (
@@ -50,6 +59,8 @@ class CachingCore(FakeCore):
     """The fake with a cache: every prompt is remembered, per namespace. -1.0 for prompt tokens.
 
     Where its invariants are asked for, it tells for which accounts it worked since the last time.
+    Of a constraint it enforces nothing, and says what came as what it did not enforce; it refuses
+    the one whose text is "[".
     """
 
     def __init__(self, knobs: Knobs) -> None:
@@ -60,6 +71,10 @@ class CachingCore(FakeCore):
 
     def submit(self, message: Submit, now: float):
         self.accounts |= {message.account} - {""}
+        if message.grammar is not None and message.grammar.text == "[":
+            param = message.grammar.param
+            why = f"{param} cannot be used: it does not end"
+            return Rejected(message.request_id, "InvalidRequest", why, param, "invalid_grammar")
         prompt = unpack_ids(message.token_ids)
         known = self.known.setdefault(message.namespace, [])
         found = max((common(prompt, other) for other in known), default=0)
@@ -90,6 +105,14 @@ class CachingCore(FakeCore):
             first = out.pop(0) if isinstance(out[0], Tokens) else Tokens(request_id, [], 0, [])
             out.insert(0, replace(first, prompt_logprobs=said[submit.logprob_start :]))
         return [replace(item, cached_tokens=cached) for item in out]
+
+    def _finished(self, request_id: str, reason: str, matched: int | None) -> Finished:
+        spec = self.running[request_id][0].grammar
+        done = super()._finished(request_id, reason, matched)
+        if spec is None:
+            return done
+        came = [spec.kind, spec.text, str(spec.strict), f"as {spec.param}"]
+        return replace(done, unenforced=came, jump_forward_tokens=7)
 
 
 def common(a: list[int], b: list[int]) -> int:
