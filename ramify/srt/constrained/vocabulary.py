@@ -73,14 +73,15 @@ class Vocabulary:
     @cached_property
     def text_row(self) -> Row:
         """The row of all tokens that add to a text; read-only."""
-        return self._row(i for i, piece in enumerate(self.pieces) if piece)
+        return self.row_of(i for i, piece in enumerate(self.pieces) if piece)
 
     @cached_property
     def end_row(self) -> Row:
         """The row of the end tokens; read-only."""
-        return self._row(self.end_ids)
+        return self.row_of(self.end_ids)
 
-    def _row(self, tokens: Iterable[int]) -> Row:
+    def row_of(self, tokens: Iterable[int]) -> Row:
+        """The row of these tokens; read-only."""
         bits = np.zeros(self.row_words * 32, np.uint8)
         bits[list(tokens)] = 1
         row = np.packbits(bits, bitorder="little").view(np.int32)

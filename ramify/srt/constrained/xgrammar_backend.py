@@ -26,7 +26,7 @@ from ramify.srt.grammar import GrammarSpec
 
 SEPARATORS = (", ", ": ")
 _PLACE = re.compile(r"^\s*\[[^\]]*\]\s*\S+?:\d+:\s*")
-_SCHEMA_HOLDERS = ("json_schema", "schema")
+MAX_WHITE_SPACE = 1  # between the parts of JSON in a structural tag
 
 
 @dataclass(frozen=True)
@@ -91,9 +91,7 @@ class XGrammarBackend:
 
     def _compile(self, spec: GrammarSpec) -> tuple[xgrammar.CompiledGrammar, tuple[str, ...]]:
         if spec.kind == "regex":
-            return self._compiler.compile_regex(
-                unkept.dots_on_one_line(unkept.without_anchors(spec.text))
-            ), ()
+            return self._compiler.compile_regex(_regex(spec.text)), ()
         if spec.kind == "choice":
             return self._compiler.compile_grammar(_choice(limits.choices(spec.text))), ()
         if spec.kind == "ebnf":
@@ -111,7 +109,7 @@ class XGrammarBackend:
             tag = _tag(json.loads(spec.text))
             let_go = [
                 name
-                for schema in _schemas(tag)
+                for schema in _prepare(tag)
                 for name in unkept.unenforced(schema, spec.strict, self.name)
             ]
             return self._compiler.compile_structural_tag(json.dumps(tag)), tuple(let_go)
@@ -145,9 +143,11 @@ def _tag(found: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _schemas(tag: Any) -> list[dict[str, Any]]:
-    """The schemas in a structural tag. Raises GrammarError for one over the limits, and for formats
-    that name special tokens."""
+def _prepare(tag: Any) -> list[dict[str, Any]]:
+    """The schemas in a structural tag, whose own parts are checked and bounded in place.
+
+    Raises GrammarError for what is over the limits, and for formats that name special tokens.
+    """
     found = []
     todo = [tag]
     while todo:
@@ -160,10 +160,18 @@ def _schemas(tag: Any) -> list[dict[str, Any]]:
                 raise invalid(f"structural tags of type {kind[:40]} are not allowed")
             if kind == "regex":
                 limits.check_regex(str(node.get("pattern", "")))
-            held = [node[key] for key in _SCHEMA_HOLDERS if key in node]
-            found += [limits.schema(json.dumps(schema)) for schema in held]
-            todo += [value for key, value in node.items() if key not in _SCHEMA_HOLDERS]
+                node["pattern"] = _regex(str(node.get("pattern", "")))
+            elif kind == "grammar":
+                node["grammar"] = ebnf.without_dots(str(node.get("grammar", "")))
+            elif "json_schema" in node:
+                node["max_whitespace_cnt"] = MAX_WHITE_SPACE
+                found.append(limits.schema(json.dumps(node["json_schema"])))
+            todo += [value for key, value in node.items() if key != "json_schema"]
     return found
+
+
+def _regex(text: str) -> str:
+    return unkept.dots_on_one_line(unkept.without_anchors(text))
 
 
 def _error(error: RuntimeError, kind: str) -> GrammarError:
