@@ -44,7 +44,7 @@ from ramify.srt.workers.trace import (
 # --- days of traffic without a model -------------------------------------------------------------
 
 EOS, POOL, PAGE = 0, 192, 4
-COUNTED = ("retractions", "evicted_tokens", "cached_tokens", "stale_rows")
+COUNTED = ("retractions", "evicted_tokens", "cached_tokens", "stale_rows", "host_tokens")
 
 
 class DrawnTokens:
@@ -77,7 +77,7 @@ class RestlessClock:
 class Day:
     """Random calls of a recorded core, after a seed. Everything that a loop may call happens."""
 
-    def __init__(self, seed, write):
+    def __init__(self, seed, write, host_slots=0):
         self.rng = rng = random.Random(seed)
         self.clock = RestlessClock()
         policy = rng.choice(list(POLICIES))
@@ -90,7 +90,9 @@ class Day:
         )
         info = ModelInfo(12, POOL, (EOS,), "float32", "cpu", "drawn", 0, POOL, 0.0)
         limits = SchedulerLimits(POOL, (EOS,), 24, 5, 6, 4, schedule_policy=policy, mixed_tokens=9)
-        self.header = Header(version=VERSION, config=config, info=info, limits=limits)
+        self.header = Header(
+            version=VERSION, config=config, info=info, limits=limits, host_slots=host_slots
+        )
         scheduler = Scheduler(limits, cache(self.header, POOL, config.eviction_policy))
         clock = ReadClock(self.clock)
         core = EngineCore(scheduler, DrawnTokens(seed), info, clock, overlap=config.overlap)
@@ -149,7 +151,7 @@ class Day:
 
 def recorded(path, seed):
     """A day, and its trace as it was read back."""
-    day = Day(seed, lambda header: TraceFile(path, header).write)
+    day = Day(seed, lambda header: TraceFile(path, header).write, (0, 0, 12, 40)[seed % 4])
     day.run()
     return day, read(path)
 
@@ -209,9 +211,9 @@ def test_one_wrong_count_is_found_where_it_is(tmp_path):
 # --- another cache for the same traffic ----------------------------------------------------------
 
 
-def one_by_one(path, *prompts):
+def one_by_one(path, *prompts, host_slots=0):
     """A trace of requests each of which waited for the one before it."""
-    day = Day(0, lambda header: TraceFile(path, header).write)
+    day = Day(0, lambda header: TraceFile(path, header).write, host_slots)
     for number, prompt in enumerate(prompts):
         sampling = SamplingParams(max_new_tokens=4, ignore_eos=True)
         day.core.submit(Submit(f"r{number}", pack_ids(prompt), sampling), day.clock.now())
@@ -223,10 +225,13 @@ def one_by_one(path, *prompts):
 A, B = list(range(40)), list(range(50, 90))
 
 
-@pytest.mark.parametrize(("pool", "hits"), [(48, 0), (POOL, 78)])
-def test_what_another_cache_would_have_found_can_be_counted(tmp_path, pool, hits):
+@pytest.mark.parametrize(
+    ("pool", "host_slots", "hits"), [(48, 0, 0), (POOL, 0, 78), (48, 5, 40), (48, 40, 78)]
+)
+def test_what_another_cache_would_have_found_can_be_counted(tmp_path, pool, host_slots, hits):
     """12 pages hold one of the two prompts; with room for both, all but a last token is found."""
-    outcome = play_elsewhere(one_by_one(tmp_path / "t", A, B, A, B), pool, "lru")
+    trace = one_by_one(tmp_path / "t", A, B, A, B, host_slots=host_slots)
+    outcome = play_elsewhere(trace, pool, "lru")
     assert sum(request.cached for request in outcome.served) == hits
     assert outcome.hit_rate == pytest.approx(100 * hits / 160)
     assert [request.prompt for request in outcome.served] == [A, B, A, B]
@@ -298,13 +303,13 @@ def test_the_command_prints_a_row_for_each_size_and_a_column_for_each_policy(tmp
 
 
 def test_what_no_replay_has_is_told(tmp_path, capsys):
-    """Pages that came back from host memory came from a place that these caches do not have."""
+    """Pages that came back from disk came from a place that these caches do not have."""
     one_by_one(tmp_path / "t", A)
-    text = (tmp_path / "t").read_text().replace('"host_cache_gb":0.0', '"host_cache_gb":0.5')
-    (tmp_path / "tiers").write_text(text)
-    for name, told in (("t", False), ("tiers", True)):
+    text = (tmp_path / "t").read_text().replace('"disk_cache_gb":0.0', '"disk_cache_gb":0.5')
+    (tmp_path / "disk").write_text(text)
+    for name, told in (("t", False), ("disk", True)):
         assert main([str(tmp_path / name), "--pool", "192"]) == 0
-        assert ("here it has neither" in capsys.readouterr().out) == told
+        assert ("here it has none" in capsys.readouterr().out) == told
 
 
 def test_sizes_begin_where_the_longest_request_fits(tmp_path):
