@@ -131,6 +131,7 @@ class Simulation:
         self.scheduler = Scheduler(self.limits, cache)
         self.runner = FakeRunner(n_pages, page_size, cache.tiers.n_slots if cache.tiers else 0)
         self.overlap = rng.random() < 0.5 if overlap is None else overlap
+        self.accounts = rng.choice([[""], ["", "a"], ["a", "b", "c"]])
         self.in_flight: tuple[StepPlan, StepResult] | None = None
         self.clock = VirtualClock()
         self.trunks = [self._ids(rng.randint(1, self.context // 2)) for _ in range(3)]
@@ -212,6 +213,7 @@ class Simulation:
             priority=rng.randint(-1, 2),
             program_id=rng.choice(["", "a", "b", request_id]),
             timeout_s=rng.uniform(0.01, 1.0) if rng.random() < 0.15 else None,
+            account=rng.choice(self.accounts),
         )
         return Job(message, prompt, len(self.jobs) + len(self.earlier))
 
@@ -320,7 +322,8 @@ class Simulation:
         for enter in plan.enters:
             entered = self.waiting.pop(enter.request_id)
             for other in self.waiting.values():
-                other.overtaken += other.number < entered.number
+                same = other.submit.account == entered.submit.account
+                other.overtaken += same and other.number < entered.number
         assert all(j.overtaken <= self.limits.starvation_bound for j in self.waiting.values())
         assert sorted(self.waiting) == sorted(r.id for r in self.scheduler.waiting.values())
 
