@@ -34,7 +34,8 @@ from ramify.radix_cache.plans import (
 )
 from ramify.radix_cache.tier_pages import Fetch, TierPage, TierPages
 
-WRITE_FAILURES = 8  # in a row: then the disk is only read
+MOST_WRITES = 512  # begun and not ended: a page that comes when the disk is behind is not written
+WRITE_FAILURES = 8  # in a row: then one write at a time tries whether the disk works again
 
 
 class TierIndex:
@@ -87,7 +88,7 @@ class TierIndex:
 
     @property
     def writes(self) -> bool:
-        """Whether there is a disk that can be written to."""
+        """Whether there is a disk, and it can be written to as far as is known."""
         return self.disk_pages > 0 and self._failures < WRITE_FAILURES
 
     # --- down ------------------------------------------------------------------------------------
@@ -108,6 +109,10 @@ class TierIndex:
         """Whether it is on disk or on its way there."""
         known = self.pages.covering(record)
         return known is not None and known.safe
+
+    def only_in_host(self) -> list[PageRecord]:
+        """What would be written if it were possible, the most recently used first."""
+        return [page.record for page in reversed(self.pages.idle.values()) if not page.on_disk]
 
     def touch_record(self, record: PageRecord) -> None:
         """Mark what is known of a page as used now."""
@@ -134,9 +139,10 @@ class TierIndex:
 
     def _write(self, page: TierPage) -> None:
         """Begin to write a page to disk, if that is wanted and there is room."""
-        if page.on_disk or page.writing or not page.ready or not self.writes:
+        if page.on_disk or page.writing or not page.ready or self.disk_pages == 0:
             return
-        if self._make_room_on_disk():
+        most = MOST_WRITES if self.writes else 1
+        if self.n_writing < most and self._make_room_on_disk():
             page.writing = True
             self.n_writing += 1
             self.moves.append(FileWrite(page.slot, page.record))
