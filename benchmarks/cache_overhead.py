@@ -18,9 +18,10 @@ from ramify.srt.messages import Submit, pack_ids
 from ramify.srt.sampling_params import SamplingParams
 from ramify.srt.weights.source import prepare
 from ramify.srt.workers.building import build_core
+from ramify.srt.workers.engine_core import EngineCore
 
 REQUESTS, PROMPT, NEW = 48, 300, 32
-METHODS = ("hit_length", "acquire", "ensure", "commit", "detach", "release")
+METHODS = ("hit_lengths", "acquire", "ensure", "commit", "detach", "release")
 
 
 class Stopwatch:

@@ -18,6 +18,7 @@ from ramify.srt.messages import Finished, Submit, Tokens, pack_ids
 from ramify.srt.sampling_params import SamplingParams
 from ramify.srt.weights.source import prepare
 from ramify.srt.workers.building import build_core
+from ramify.srt.workers.engine_core import EngineCore
 
 CHATS, CONTEXT, NEW, LONG, LONG_PROMPTS = 8, 300, 400, 4_000, 3
 

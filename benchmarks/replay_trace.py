@@ -198,13 +198,13 @@ def _as_answered(script: Script) -> Submit | None:
 def optimum(trace: Trace, outcome: Outcome, pool_tokens: int) -> str:
     """The best hit rate with this memory in this order of service, where that can be said.
 
-    It knows one namespace, and neither pins nor flushes nor an engine that reuses nothing.
+    It knows one namespace, no pins, flushes or host memory, and no engine that reuses nothing.
     """
     requests = [call.request for call in trace.calls if isinstance(call, SubmitCall)]
     plain = len({request["namespace"] for request in requests}) == 1
     if not plain or any(isinstance(call, PinCall | FlushCall) for call in trace.calls):
         return "-"
-    if trace.header.config.disable_radix_cache:
+    if trace.header.config.disable_radix_cache or trace.header.host_slots:
         return "-"
     return f"{outcome.share(optimal_hits(outcome.served, pool_tokens)):.1f}"
 
@@ -220,8 +220,8 @@ def print_replay(trace: Trace, replay: Replay) -> None:
     same = "the same in every call"
     other = f"not the same from call {replay.differs_at} on"
     print(f"replayed: {same if replay.differs_at is None else other}")
-    if trace.header.config.host_cache_gb or trace.header.config.disk_cache_gb:
-        print("recorded with host memory or disk behind the cache; here it has neither")
+    if trace.header.config.disk_cache_gb:
+        print("recorded with a disk behind the cache; here it has none")
 
 
 def print_table(trace: Trace, pools: Sequence[int], policies: Sequence[str]) -> None:

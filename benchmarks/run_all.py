@@ -19,6 +19,7 @@ RUNS = (
     ("cache_tiers", "cache_tiers.py"),
     ("scheduler_scale", "scheduler_scale.py"),
     ("tokenization", "tokenization.py"),
+    ("overlap", "overlap.py"),
     ("inter_token_latency", "inter_token_latency.py"),
     ("cache_overhead", "cache_overhead.py", "--threads", "2"),
     ("shared_prefix_http", "shared_prefix_http.py"),

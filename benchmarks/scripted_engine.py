@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 
 from ramify.radix_cache.eviction import POLICIES
 from ramify.radix_cache.prefix_cache import PrefixCache
+from ramify.radix_cache.tiers import TierIndex
 from ramify.srt.execution.model_runner import Done
 from ramify.srt.messages import Pin, Submit, TokenLogprob, Unpin, pack_ids
 from ramify.srt.scheduling.limits import SchedulerLimits
@@ -135,12 +136,16 @@ class Player:
 
 
 def cache(header: Header, pool_tokens: int, eviction_policy: str) -> PrefixCache:
-    """A cache like that of the recorded engine, but for its size and policy."""
-    config = header.config
+    """A cache like that of the recorded engine, but for its size and policy, and without a disk."""
+    config, tiers = header.config, None
+    if header.host_slots:
+        most = config.prefetch_min_tokens
+        tiers = TierIndex(config.page_size, header.host_slots, prefetch_min_tokens=most)
     return PrefixCache(
         pool_tokens // config.page_size,
         config.page_size,
         policy=POLICIES[eviction_policy],
         reuse=not config.disable_radix_cache,
         pin_share=config.pin_share,
+        tiers=tiers,
     )

@@ -5,6 +5,8 @@ from ramify.radix_cache.plans import PageRecord
 from ramify.radix_cache.tiers import TierIndex
 from ramify.radix_cache.tree import Node, RadixTree
 
+IN_HOST = -1  # instead of a page of the device
+
 
 def back_up_path(node: Node, page_size: int, tiers: TierIndex) -> None:
     """Write the path to `node` to disk, as far as slots of host memory can be had now."""
@@ -20,6 +22,8 @@ def back_up_all(tree: RadixTree, tiers: TierIndex, n: int) -> int:
     if not tiers.writes:
         return 0
     wanted = _worth_writing(tree, tiers.disk_pages)
+    below = tiers.only_in_host()[: tiers.disk_pages - len(wanted)]
+    wanted += [(IN_HOST, record) for record in below]
     for _, record in reversed(wanted):
         tiers.touch_record(record)  # so that none of them makes way for another
     left = [(page, record) for page, record in wanted if not tiers.is_safe(record)]

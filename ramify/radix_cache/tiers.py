@@ -34,7 +34,8 @@ from ramify.radix_cache.plans import (
 )
 from ramify.radix_cache.tier_pages import Fetch, TierPage, TierPages
 
-WRITE_FAILURES = 8  # in a row: then the disk is only read
+MOST_WRITES = 512  # begun and not ended: a page that comes when the disk is behind is not written
+WRITE_FAILURES = 8  # in a row: then one write at a time tries whether the disk works again
 
 
 class TierIndex:
@@ -87,7 +88,7 @@ class TierIndex:
 
     @property
     def writes(self) -> bool:
-        """Whether there is a disk that can be written to."""
+        """Whether there is a disk, and it can be written to as far as is known."""
         return self.disk_pages > 0 and self._failures < WRITE_FAILURES
 
     # --- down ------------------------------------------------------------------------------------
@@ -108,6 +109,10 @@ class TierIndex:
         """Whether it is on disk or on its way there."""
         known = self.pages.covering(record)
         return known is not None and known.safe
+
+    def only_in_host(self) -> list[PageRecord]:
+        """What would be written if it were possible, the most recently used first."""
+        return [page.record for page in reversed(self.pages.idle.values()) if not page.on_disk]
 
     def touch_record(self, record: PageRecord) -> None:
         """Mark what is known of a page as used now."""
@@ -134,9 +139,10 @@ class TierIndex:
 
     def _write(self, page: TierPage) -> None:
         """Begin to write a page to disk, if that is wanted and there is room."""
-        if page.on_disk or page.writing or not page.ready or not self.writes:
+        if page.on_disk or page.writing or not page.ready or self.disk_pages == 0:
             return
-        if self._make_room_on_disk():
+        most = MOST_WRITES if self.writes else 1
+        if self.n_writing < most and self._make_room_on_disk():
             page.writing = True
             self.n_writing += 1
             self.moves.append(FileWrite(page.slot, page.record))
@@ -235,30 +241,34 @@ class TierIndex:
         assert page is not None, f"nothing is done with slot {done.move.slot}"
         assert page.record.key == done.move.record.key, "another page is in that slot"
         self.losses += not done.ok
+        page.on_disk = done.ok
         if isinstance(done.move, FileRead):
-            self._read_ended(page, done.ok)
+            self._read_ended(page)
         else:
-            self._write_ended(page, done.ok)
+            page.writing = False
+            self.n_writing -= 1
+            self._failures = 0 if done.ok else self._failures + 1
         if not page.known:
-            self._remove_stray_file(page)
             self._free_slot(page)
+        if not page.known or not done.ok:
+            self._remove_file(page.record.key)
         self.pages.settle(page)
 
-    def _read_ended(self, page: TierPage, ok: bool) -> None:
+    def _read_ended(self, page: TierPage) -> None:
         page.reading = False
         self.n_reading -= 1
         self.version += 1
         for fetch in page.waiting:
             fetch.open -= 1
         page.waiting.clear()
-        if not ok and page.known:
-            self._forget(page)
+        if page.known and not page.on_disk:
+            self.pages.remove(page)
 
-    def _write_ended(self, page: TierPage, ok: bool) -> None:
-        page.writing = False
-        self.n_writing -= 1
-        page.on_disk = ok
-        self._failures = 0 if ok else self._failures + 1
+    def _remove_file(self, key: bytes) -> None:
+        """Remove a file, unless a page has become known that has it or will write it."""
+        again = self.pages.by_key.get(key)
+        if again is None or not again.safe:
+            self.moves.append(FileDrop(key))
 
     # --- slots and files -------------------------------------------------------------------------
 
@@ -300,13 +310,6 @@ class TierIndex:
             self.moves.append(FileDrop(page.record.key))
             page.on_disk = False
         self._free_slot(page)
-
-    def _remove_stray_file(self, page: TierPage) -> None:
-        """Remove the file of a forgotten page, unless it has become known again and has one."""
-        again = self.pages.by_key.get(page.record.key)
-        if page.on_disk and not (again is not None and (again.on_disk or again.writing)):
-            self.moves.append(FileDrop(page.record.key))
-        page.on_disk = False
 
     def clear(self) -> None:
         """Forget every page. No fetch may be out."""

@@ -260,6 +260,15 @@ def test_a_special_token_is_no_text(engine):
 
 
 @every_engine
+def test_a_complete_output_goes_on_with_nothing_but_its_end(engine):
+    matcher = compiled(engine, "regex", "ab").new_matcher()
+    assert all(map(matcher.accept, (ord("a"), ord("b"))))
+    assert matcher.is_finished()
+    assert allowed(matcher) == sorted(VOCABULARY.end_ids)
+    assert takes_masked(engine, "regex", ".|a", "\U0010ffff")
+
+
+@every_engine
 def test_nothing_comes_after_the_end(engine):
     matcher = compiled(engine, "regex", "ab?").new_matcher()
     assert not matcher.accept(VOCABULARY.end_ids[0])

@@ -77,8 +77,9 @@ def model(tmp_path):
     (folder / "config.json").write_text('{"hidden_size": 8}')
     (folder / "model.safetensors.index.json").write_text('{"weight_map": {}}')
     torch.manual_seed(0)
+    long_header = {"about": "x" * 20_000}
     for name in ("a", "b"):
-        save_file({name: torch.randn(3 << 20)}, folder / f"{name}.safetensors")
+        save_file({name: torch.randn(3 << 20)}, folder / f"{name}.safetensors", long_header)
     return ModelFolder("m", folder)
 
 
@@ -124,11 +125,19 @@ def change_byte(path, at):
         file.write(bytes([byte[0] ^ 1]))
 
 
-@pytest.mark.parametrize("at", [0, 12, 3000, -1])
+@pytest.mark.parametrize("at", [0, 12, 3000, 10_000, -1])
 @pytest.mark.parametrize("name", ["a", "b"])
 def test_it_changes_with_the_header_and_both_ends_of_every_file(model, name, at):
     before = of(model)
     change_byte(model.path / f"{name}.safetensors", at)
+    assert of(model) != before
+
+
+def test_it_changes_with_a_size_that_nothing_else_tells(model):
+    path = model.path / "a.safetensors"
+    path.write_bytes(bytes(3 << 20))
+    before = of(model)
+    path.write_bytes(bytes((3 << 20) + 1))
     assert of(model) != before
 
 

@@ -148,6 +148,16 @@ def test_waiting_ends_with_the_first_completion_or_in_time(start, part):
     assert worker.poll() == [FileDone(FileWrite(0, record(0)), False)]
 
 
+def test_waiting_does_not_end_because_something_began(start, part):
+    worker = start()
+    stick(worker, part)
+    threading.Timer(0.02, worker.begin, [FileDrop(record(1).key)]).start()
+    began = time.monotonic()
+    worker.wait(0.2)
+    assert time.monotonic() - began >= 0.2
+    release(part)
+
+
 def test_many_failures_are_told_once(start, caplog):
     worker = start()
     for _ in range(50):

@@ -22,7 +22,7 @@ import role_play_chat
 import serving
 import tree_of_thought
 from replay_trace import main, play_again
-from test_server_model import Server
+from server_process import Server
 
 from ramify import Engine
 from ramify.srt.errors import ConfigError
@@ -135,10 +135,12 @@ def test_what_the_agent_says_of_its_steps_is_predicted(recorded):
 
 def test_another_cache_is_predicted_to_give_other_numbers(recorded):
     """Else the tests above would compare nothing."""
-    cached = recorded.replay.stats.cached_tokens
-    assert play_again(recorded.trace, POOL - 128).stats.cached_tokens != cached
-    others = [play_again(recorded.trace, None, policy) for policy in ("lfu", "slru", "fifo")]
-    assert any(other.stats.cached_tokens != cached for other in others)
+    same, trace = recorded.replay.stats, recorded.trace
+    smaller = play_again(trace, POOL - 128)
+    assert smaller.differs_at is not None
+    assert smaller.stats.cached_tokens < same.cached_tokens
+    others = [play_again(trace, None, policy) for policy in ("lfu", "slru", "cost")]
+    assert any(other.stats.evicted_tokens != same.evicted_tokens for other in others)
 
 
 def test_the_command_takes_it(recorded, tmp_path, capsys):
@@ -182,7 +184,7 @@ def test_a_trace_that_cannot_be_written_is_an_error_at_the_start(smollm2, tmp_pa
 
 def test_a_killed_engine_leaves_its_trace_and_the_next_one_begins_another(smollm2, tmp_path):
     path = tmp_path / "trace"
-    server = Server("--max-total-tokens", "512", "--record-trace", str(path))
+    server = Server("smollm2", "--max-total-tokens", "512", "--record-trace", str(path))
     try:
         asked = {"input_ids": [5, 6], "sampling_params": {"max_new_tokens": 4}}
         assert server.generate(**asked).status_code == 200

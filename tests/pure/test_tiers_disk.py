@@ -152,15 +152,35 @@ def test_more_files_than_room_and_files_of_another_content_are_removed():
     assert len(rig.tiers.pages.disk) == 3
 
 
-def test_a_disk_that_fails_again_and_again_is_not_written_to():
-    rig = Rig(disk_pages=50)
-    for k in range(WRITE_FAILURES + 3):
+def test_a_disk_that_fails_again_and_again_is_tried_with_one_write_at_a_time():
+    rig = Rig(n_slots=40, disk_pages=50)
+    for k in range(WRITE_FAILURES):
         rig.run([k] * 4)
         rig.push_out()
         rig.end_files(ok=False)
-    assert rig.count(FileWrite) == WRITE_FAILURES
-    assert rig.tiers.losses == WRITE_FAILURES
+    assert rig.tiers.losses == rig.count(FileWrite) == WRITE_FAILURES
+    rig.run(LONG)
+    rig.push_out()
+    assert rig.count(FileWrite) == WRITE_FAILURES + 1
     assert rig.cache.back_up_all(9) == 0
+    rig.end_files()
+    rig.run([*LONG[::-1]])
+    rig.push_out()
+    assert rig.count(FileWrite) == WRITE_FAILURES + 4
+
+
+def test_what_could_not_be_written_from_host_memory_is_written_at_the_end():
+    rig = Rig(disk_pages=20)
+    rig.run(LONG)
+    rig.push_out()
+    rig.end_files(ok=False)
+    assert rig.store.files == {}
+    assert rig.cache.back_up_all(2) == 1
+    rig.end_files()
+    assert rig.cache.back_up_all(2) == 0
+    rig.end_files()
+    assert len(rig.store.files) == 3
+    assert rig.count(PageStore) == 3
 
 
 def test_back_up_all_writes_everything_the_latest_first_in_as_many_calls_as_slots_need():

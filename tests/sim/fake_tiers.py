@@ -49,6 +49,11 @@ class FakeTiers:
                     self.host[move.slot] = [None] * self.page_size
                 self.open.append(move)
 
+    def forget_memory(self):
+        """As when the process ends."""
+        for page in [*self.slots, *self.host]:
+            page[:] = [None] * self.page_size
+
     def busy(self, slot):
         return any(move.slot == slot for move in self.open)
 

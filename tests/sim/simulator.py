@@ -3,110 +3,32 @@
 The fake runner keeps, in each slot, the token whose keys and values would be there, and derives the
 next token from every token it can read through the page table. So a wrong page, a missed copy, a
 slot written twice or a lost token changes the output, which is compared with what the request
-generates alone. Time is virtual, faults are seeded: a seed is a complete description of a run.
+generates alone. Host memory and files hold tokens too; files are read and written some steps late,
+and now and then not at all. Time is virtual, faults are seeded: a seed says all about a run.
 """
 
 import random
-import zlib
+import sys
 from array import array
 from dataclasses import dataclass, field
+from pathlib import Path
 
-from ramify.radix_cache import eviction
 from ramify.radix_cache.key import as_tokens
 from ramify.radix_cache.prefix_cache import PrefixCache
 from ramify.srt.clock import VirtualClock
 from ramify.srt.messages import Finished, Rejected, Submit, TokenLogprob, Tokens, pack_ids
 from ramify.srt.sampling_params import SamplingParams
 from ramify.srt.scheduling.limits import SchedulerLimits
-from ramify.srt.scheduling.plan import ChunkResult, Enter, StepPlan, StepResult
-from ramify.srt.scheduling.queue_policy import POLICIES
+from ramify.srt.scheduling.plan import StepPlan, StepResult
 from ramify.srt.scheduling.request import State
 from ramify.srt.scheduling.scheduler import Scheduler
 
-EOS = 0
+sys.path.insert(0, str(Path(__file__).parent))
+from draws import EOS, random_cache, random_limits, restarted
+from fake_runner import FakeGrammar, FakeRunner, next_token
+
 CHECK_EVERY = 4  # steps between two checks of all invariants
-MISS_REASONS = (None, "never seen", "evicted", "namespace")
-N_TOKENS = 7
-
-
-def next_token(tokens: "array[int]") -> int:
-    """The fake model: any change in any earlier token shows. Ends one time in fourteen."""
-    digest = zlib.crc32(tokens.tobytes())
-    return EOS if digest % 14 == 0 else 1 + digest // 14 % (N_TOKENS - 1)
-
-
-@dataclass(frozen=True)
-class FakeGrammar:
-    """Forces the tokens that would be sampled anyway, a few at a time: so no output may change."""
-
-    unenforced: tuple[str, ...] = ()
-
-    def forced(self, seen: "array[int]", most: int, ends: tuple[int, ...]) -> tuple[int, ...]:
-        sequence, run = array("I", seen), []
-        while len(run) < min(most, zlib.crc32(seen.tobytes()) % 5):
-            token = next_token(sequence)
-            if token in ends:
-                break
-            sequence.append(token)
-            run.append(token)
-        return tuple(run)
-
-
-class FakeRunner:
-    """Carries out plans on slots that hold tokens. Asserts that a plan is one a runner could do."""
-
-    def __init__(self, n_pages: int, page_size: int) -> None:
-        self.page_size = page_size
-        self.slots: list[list[int | None]] = [[None] * page_size for _ in range(n_pages)]
-        self.rows: dict[str, int] = {}  # by request: the token it sampled last
-        self.enters: dict[str, Enter] = {}
-
-    def run(self, plan: StepPlan) -> StepResult:
-        for request_id in plan.leaves:
-            del self.rows[request_id], self.enters[request_id]
-        for enter in plan.enters:
-            assert enter.request_id not in self.rows
-            self.rows[enter.request_id] = -1
-            self.enters[enter.request_id] = enter
-        for copy in plan.moves:
-            n = copy.n_slots
-            self.slots[copy.target][:n] = self.slots[copy.source][:n]
-        for chunk in plan.chunks:  # all writes of a step come before all reads, as in a layer
-            last = self.rows[chunk.request_id]
-            tokens = [last] if chunk.follows else chunk.tokens
-            for position, token in enumerate(tokens, chunk.start):
-                page = chunk.pages[position // self.page_size]
-                self.slots[page][position % self.page_size] = token
-        return StepResult(tuple(self._result(chunk) for chunk in plan.chunks))
-
-    def read(self, pages, n: int) -> "array[int]":
-        """The first n tokens of a sequence, through its page table."""
-        size = self.page_size
-        return array("I", [self.slots[pages[i // size]][i % size] for i in range(n)])
-
-    def _result(self, chunk) -> ChunkResult:
-        seen = self.read(chunk.pages, chunk.start + len(chunk.tokens))
-        token = TokenLogprob(-1.0, next_token(seen)) if chunk.samples else None
-        forced: tuple[int, ...] = ()
-        if token is not None:
-            self.rows[chunk.request_id] = token.token_id
-            forced = self._forced(chunk, array("I", [*seen, token.token_id]))
-        rows = range(chunk.first_target_row, chunk.first_target_row + len(chunk.targets))
-        scores = [
-            # the score of a target says which row it came from, so a shifted row shows
-            TokenLogprob(-float(chunk.start + row), target)
-            for row, target in zip(rows, chunk.targets, strict=True)
-        ]
-        assert all(0 <= row < len(chunk.tokens) for row in rows)
-        return ChunkResult(token, tuple(scores), forced)
-
-    def _forced(self, chunk, seen: "array[int]") -> tuple[int, ...]:
-        """Never an end; with scores wanted, no stop id either: both are sampled."""
-        enter = self.enters[chunk.request_id]
-        if enter.grammar is None or seen[-1] == EOS:
-            return ()
-        stops = enter.sampling.stop_token_ids if enter.return_logprob else ()
-        return enter.grammar.forced(seen, chunk.max_forced, (EOS, *stops))
+MISS_REASONS = (None, "never seen", "evicted", "namespace", "below threshold")
 
 
 @dataclass
@@ -141,34 +63,6 @@ class Job:
         return output, "length"
 
 
-def random_cache(rng: random.Random) -> PrefixCache:
-    """A pool small enough that everything runs out of it."""
-    page_size = rng.choice([1, 2, 4, 16])
-    return PrefixCache(
-        rng.randint(6, 40) * (4 if page_size == 1 else 1),
-        page_size,
-        policy=rng.choice(list(eviction.POLICIES.values())),
-        reuse=rng.random() < 0.9,
-        pin_share=rng.choice([0.0, 0.25, 0.9]),
-    )
-
-
-def random_limits(rng: random.Random, pool_tokens: int) -> SchedulerLimits:
-    """Any policy, and limits that are reached."""
-    step_tokens = rng.randint(4, 24)
-    return SchedulerLimits(
-        context_length=min(pool_tokens, rng.randint(20, 120)),
-        eos_token_ids=(EOS,),
-        step_tokens=step_tokens,
-        max_running_requests=rng.randint(1, min(8, step_tokens)),
-        max_queued_requests=rng.randint(8, 40),
-        starvation_bound=rng.randint(1, 6),
-        schedule_policy=rng.choice(list(POLICIES)),
-        mixed_tokens=rng.randint(1, step_tokens) if rng.random() < 0.5 else None,
-        max_queued_tokens=rng.randint(20, 400) if rng.random() < 0.3 else None,
-    )
-
-
 class Simulation:
     """One seeded run. `run()` ends when every request is answered, or fails.
 
@@ -192,34 +86,58 @@ class Simulation:
         self.reuse = cache.reuse
         self.traced = traced
         self.scheduler = Scheduler(self.limits, cache)
-        self.runner = FakeRunner(n_pages, page_size)
+        self.runner = FakeRunner(n_pages, page_size, cache.tiers.n_slots if cache.tiers else 0)
         self.overlap = rng.random() < 0.5 if overlap is None else overlap
+        self.accounts = rng.choice([[""], ["", "a"], ["a", "b", "c"]])
         self.in_flight: tuple[StepPlan, StepResult] | None = None
         self.clock = VirtualClock()
         self.trunks = [self._ids(rng.randint(1, self.context // 2)) for _ in range(3)]
         self.jobs: dict[str, Job] = {}
         self.earlier: list[Job] = []  # whose ids were taken again
         self.waiting: dict[str, Job] = {}  # taken and not running, as the plans tell
-        self.steps = self.pinned = 0
+        self.steps = self.pinned = self.failed_files = self.waits = self.losses = 0
+        self.reliability = 0.9  # of reading and writing files
         self.trace: list[str] = []
 
     def _ids(self, n: int) -> list[int]:
         return [self.rng.randint(1, 2) for _ in range(n)]
 
     def run(self, n_steps: int = 60) -> None:
+        tiers = self.scheduler.cache.tiers
+        if tiers and tiers.disk_pages and self.rng.random() < 0.5:
+            self._days(n_steps // 2)
+            self._restart()
+        self._days(n_steps)
+        self._check_end()
+
+    def _days(self, n_steps: int) -> None:
         for _ in range(n_steps):
             self._arrivals()
             self._faults()
             self.step()
-        self.drain()
+        self._drain()
 
     def drain(self) -> None:
         """Let everything come to its end, and look at all of it."""
+        self._drain()
+        self._check_end()
+
+    def _drain(self) -> None:
         for _ in range(20_000):
             if self.scheduler.idle and self.in_flight is None:
                 break
             self.step()
-        self._check_end()
+
+    def _restart(self) -> None:
+        """The process ends and starts again: only files are left, the last of them perhaps not."""
+        self.losses += self.scheduler.stats().tier_losses
+        while self.runner.open:
+            self.runner.end(0, self.rng.random() < 0.5)
+        cache = restarted(self.scheduler.cache, self.runner.records.values())
+        self.scheduler = Scheduler(self.limits, cache)
+        self.runner.rows.clear()
+        self.runner.enters.clear()
+        self.runner.forget_memory()
 
     # --- the world -------------------------------------------------------------------------------
 
@@ -253,6 +171,7 @@ class Simulation:
             priority=rng.randint(-1, 2),
             program_id=rng.choice(["", "a", "b", request_id]),
             timeout_s=rng.uniform(0.01, 1.0) if rng.random() < 0.15 else None,
+            account=rng.choice(self.accounts),
         )
         grammar = FakeGrammar() if rng.random() < 0.3 else None
         return Job(message, prompt, len(self.jobs) + len(self.earlier), grammar=grammar)
@@ -294,7 +213,7 @@ class Simulation:
         if self.rng.random() < 0.3:
             cache.unpin(job.submit.namespace, key)
             return
-        known = cache.hit_length(job.submit.namespace, key, len(key))
+        known = cache.hit_lengths(job.submit.namespace, key, len(key))[0]
         n, refusal = cache.pin(job.submit.namespace, key, now, self.rng.uniform(0.01, 2.0))
         assert n == (known if refusal is None else 0)
         self.pinned += n
@@ -305,6 +224,9 @@ class Simulation:
         plan = self.scheduler.plan(now)
         self.clock.advance(0.01)
         self.steps += 1
+        if plan is None and self.in_flight is None and not self.scheduler.idle:
+            assert self.scheduler.io_pending, "requests wait for nothing"
+            self.waits += 1
         if plan is not None:
             self._check_plan(plan)
             if self.traced:
@@ -314,8 +236,16 @@ class Simulation:
             launched, self.in_flight = self.in_flight, launched
         if launched is not None:
             self._receive(self.scheduler.apply(*launched, self.clock.now()))
+        while self.runner.open and self.rng.random() < 0.4:
+            self._end_a_file()
         if self.steps % CHECK_EVERY == 0:
             assert self.scheduler.violations() == []
+
+    def _end_a_file(self) -> None:
+        ok = self.rng.random() < self.reliability
+        self.failed_files += not ok
+        i = self.rng.randrange(len(self.runner.open))
+        self.scheduler.file_done(self.runner.end(i, ok))
 
     def _receive(self, messages) -> None:
         for message in messages:
@@ -334,7 +264,8 @@ class Simulation:
     # --- what must hold --------------------------------------------------------------------------
 
     def _check_plan(self, plan: StepPlan) -> None:
-        assert 0 < plan.n_tokens <= self.limits.step_tokens
+        assert plan.n_tokens <= self.limits.step_tokens
+        assert plan.chunks or plan.moves
         running = self.scheduler.running
         decoding = [
             c for c in plan.chunks if c.follows or running[c.request_id].state is State.DECODE
@@ -351,7 +282,8 @@ class Simulation:
         for enter in plan.enters:
             entered = self.waiting.pop(enter.request_id)
             for other in self.waiting.values():
-                other.overtaken += other.number < entered.number
+                same = other.submit.account == entered.submit.account
+                other.overtaken += same and other.number < entered.number
         assert all(j.overtaken <= self.limits.starvation_bound for j in self.waiting.values())
         assert sorted(self.waiting) == sorted(r.id for r in self.scheduler.waiting.values())
 
@@ -362,15 +294,27 @@ class Simulation:
             assert job.end is not None, f"{job.submit.request_id} was never answered"
             if isinstance(job.end, Finished):
                 self._check_job(job, job.end)
-        pages = self.scheduler.cache.pages
+        self._check_flush(self.scheduler.cache)
+
+    def _check_flush(self, cache: PrefixCache) -> None:
+        """Nothing is left of the cache, on no tier, when all reads and writes have ended."""
+        self.losses += self.scheduler.stats().tier_losses
         assert self.scheduler.flush()
-        assert pages.n_free == pages.n_pages
+        assert cache.pages.n_free == cache.pages.n_pages
+        while cache.has_moves or self.runner.open:
+            self.runner.carry_out(cache.take_moves())
+            if self.runner.open:
+                self._end_a_file()
+        assert cache.tiers is None or cache.tiers.host_pages == 0
+        assert self.scheduler.violations() == []
+        assert self.runner.files == {}
 
     def _check_job(self, job: Job, end: Finished) -> None:
         tokens, reason = job.expected()
         assert end.completion_tokens == len(job.tokens)
         assert end.cached_tokens < end.prompt_tokens == len(job.prompt)
         assert self.reuse or end.cached_tokens == 0
+        assert end.host_tokens + end.disk_tokens <= end.cached_tokens
         assert end.miss_reason in MISS_REASONS
         timeout_s = job.submit.timeout_s
         if end.reason == "timeout":

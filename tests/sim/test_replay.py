@@ -1,37 +1,26 @@
 """Traces: what is recorded comes out of a replay again, call by call; and the files they are in."""
 
-import random
 import stat
 import subprocess
 import sys
 from collections import Counter
 from pathlib import Path
-from zlib import crc32
 
 import msgspec
 import pytest
 
+sys.path.insert(0, str(Path(__file__).parent))
 sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
-
+from recorded_days import PAGE, POOL, Day, one_by_one, recorded
 from replay_trace import default_pools, main, play_again, play_elsewhere
-from scripted_engine import cache
 
-from ramify.srt.config import EngineConfig
 from ramify.srt.errors import ConfigError
-from ramify.srt.execution.model_runner import Done
-from ramify.srt.messages import ModelInfo, Pin, Submit, TokenLogprob, Unpin, pack_ids
+from ramify.srt.messages import Submit, pack_ids
 from ramify.srt.sampling_params import SamplingParams
-from ramify.srt.scheduling.limits import SchedulerLimits
-from ramify.srt.scheduling.plan import ChunkResult, StepResult
-from ramify.srt.scheduling.queue_policy import POLICIES
-from ramify.srt.scheduling.scheduler import Scheduler
-from ramify.srt.workers.engine_core import EngineCore
-from ramify.srt.workers.recorder import ReadClock, TraceRecorder
 from ramify.srt.workers.trace import (
     VERSION,
     AbortCall,
     FlushCall,
-    Header,
     IdleSteps,
     PinCall,
     StepCall,
@@ -41,117 +30,9 @@ from ramify.srt.workers.trace import (
     read,
 )
 
-# --- days of traffic without a model -------------------------------------------------------------
+# --- the same again ------------------------------------------------------------------------------
 
-EOS, POOL, PAGE = 0, 192, 4
-COUNTED = ("retractions", "evicted_tokens", "cached_tokens", "stale_rows")
-
-
-class DrawnTokens:
-    """A runner whose tokens nobody can foresee: they depend on request, position and seed."""
-
-    def __init__(self, seed):
-        self.seed = seed
-
-    def launch(self, plan):
-        return Done(StepResult(tuple(self.result(chunk) for chunk in plan.chunks)))
-
-    def result(self, chunk):
-        end = chunk.start + len(chunk.tokens)
-        token = crc32(f"{self.seed} {chunk.request_id} {end}".encode()) % 12
-        scores = tuple(TokenLogprob(-1.0, target) for target in chunk.targets)
-        return ChunkResult(TokenLogprob(-1.0, token) if chunk.samples else None, scores)
-
-
-class RestlessClock:
-    """Moves on by itself, so that no two looks at it are at the same time."""
-
-    def __init__(self):
-        self.time = 1000.0
-
-    def now(self):
-        self.time += 0.001
-        return self.time
-
-
-class Day:
-    """Random calls of a recorded core, after a seed. Everything that a loop may call happens."""
-
-    def __init__(self, seed, write):
-        self.rng = rng = random.Random(seed)
-        self.clock = RestlessClock()
-        policy = rng.choice(list(POLICIES))
-        config = EngineConfig(
-            page_size=PAGE,
-            max_total_tokens=POOL,
-            schedule_policy=policy,
-            eviction_policy=rng.choice(["lru", "lfu", "cost"]),
-            overlap=rng.random() < 0.5,
-        )
-        info = ModelInfo(12, POOL, (EOS,), "float32", "cpu", "drawn", 0, POOL, 0.0)
-        limits = SchedulerLimits(POOL, (EOS,), 24, 5, 6, 4, schedule_policy=policy, mixed_tokens=9)
-        self.header = Header(version=VERSION, config=config, info=info, limits=limits)
-        scheduler = Scheduler(limits, cache(self.header, POOL, config.eviction_policy))
-        clock = ReadClock(self.clock)
-        core = EngineCore(scheduler, DrawnTokens(seed), info, clock, overlap=config.overlap)
-        self.core = TraceRecorder(core, clock, write(self.header))
-        self.n = 0
-
-    def run(self):
-        for _ in range(250):
-            rng, roll = self.rng, self.rng.random()
-            if roll < 0.24:
-                self.submit()
-            elif roll < 0.29:
-                self.core.abort(f"r{rng.randrange(self.n + 1)}", self.clock.now())
-            elif roll < 0.32:
-                self.core.pin(Pin(7, pack_ids(self.prompt()), "", rng.uniform(0.01, 0.2)), 1000.0)
-            elif roll < 0.34:
-                self.core.unpin(Unpin(7, pack_ids(self.prompt()), ""), self.clock.now())
-            elif roll < 0.35:
-                self.core.flush()
-            else:
-                self.core.step()
-        while not self.core.idle:
-            self.core.step()
-        for _ in range(3):
-            self.core.step()
-        self.core.flush()
-
-    def prompt(self):
-        trunk = random.Random(self.rng.randrange(3))
-        n = self.rng.choice([8, 20, 40])
-        return [trunk.randrange(12) for _ in range(n)] + [1] * self.rng.randrange(1, 6)
-
-    def submit(self):
-        rng = self.rng
-        self.n += rng.random() < 0.95  # else an id that may have been in use before
-        sampling = SamplingParams(
-            max_new_tokens=rng.randrange(40),
-            stop_token_ids=(rng.randrange(1, 12),),
-            ignore_eos=rng.random() < 0.5,
-            min_new_tokens=rng.choice([0, 3]),
-            logit_bias={3: 0.5},
-        )
-        message = Submit(
-            f"r{self.n}",
-            pack_ids(self.prompt()),
-            sampling,
-            namespace=rng.choice(["", "", "b"]),
-            logprob_start=rng.choice([-1, -1, 0, 5]),
-            priority=rng.randrange(2),
-            program_id=str(rng.randrange(3)),
-            timeout_s=rng.choice([None, None, 0.05]),
-            account=rng.choice(["", "x", "y"]),
-        )
-        self.core.submit(message, self.clock.now())
-
-
-def recorded(path, seed):
-    """A day, and its trace as it was read back."""
-    day = Day(seed, lambda header: TraceFile(path, header).write)
-    day.run()
-    return day, read(path)
+COUNTED = ("retractions", "evicted_tokens", "cached_tokens", "stale_rows", "host_tokens")
 
 
 def test_a_replay_gives_the_same_in_every_call(tmp_path):
@@ -209,24 +90,16 @@ def test_one_wrong_count_is_found_where_it_is(tmp_path):
 # --- another cache for the same traffic ----------------------------------------------------------
 
 
-def one_by_one(path, *prompts):
-    """A trace of requests each of which waited for the one before it."""
-    day = Day(0, lambda header: TraceFile(path, header).write)
-    for number, prompt in enumerate(prompts):
-        sampling = SamplingParams(max_new_tokens=4, ignore_eos=True)
-        day.core.submit(Submit(f"r{number}", pack_ids(prompt), sampling), day.clock.now())
-        while not day.core.idle:
-            day.core.step()
-    return read(path)
-
-
 A, B = list(range(40)), list(range(50, 90))
 
 
-@pytest.mark.parametrize(("pool", "hits"), [(48, 0), (POOL, 78)])
-def test_what_another_cache_would_have_found_can_be_counted(tmp_path, pool, hits):
+@pytest.mark.parametrize(
+    ("pool", "host_slots", "hits"), [(48, 0, 0), (POOL, 0, 78), (48, 5, 40), (48, 40, 78)]
+)
+def test_what_another_cache_would_have_found_can_be_counted(tmp_path, pool, host_slots, hits):
     """12 pages hold one of the two prompts; with room for both, all but a last token is found."""
-    outcome = play_elsewhere(one_by_one(tmp_path / "t", A, B, A, B), pool, "lru")
+    trace = one_by_one(tmp_path / "t", A, B, A, B, host_slots=host_slots)
+    outcome = play_elsewhere(trace, pool, "lru")
     assert sum(request.cached for request in outcome.served) == hits
     assert outcome.hit_rate == pytest.approx(100 * hits / 160)
     assert [request.prompt for request in outcome.served] == [A, B, A, B]
@@ -298,13 +171,13 @@ def test_the_command_prints_a_row_for_each_size_and_a_column_for_each_policy(tmp
 
 
 def test_what_no_replay_has_is_told(tmp_path, capsys):
-    """Pages that came back from host memory came from a place that these caches do not have."""
+    """Pages that came back from disk came from a place that these caches do not have."""
     one_by_one(tmp_path / "t", A)
-    text = (tmp_path / "t").read_text().replace('"host_cache_gb":0.0', '"host_cache_gb":0.5')
-    (tmp_path / "tiers").write_text(text)
-    for name, told in (("t", False), ("tiers", True)):
+    text = (tmp_path / "t").read_text().replace('"disk_cache_gb":0.0', '"disk_cache_gb":0.5')
+    (tmp_path / "disk").write_text(text)
+    for name, told in (("t", False), ("disk", True)):
         assert main([str(tmp_path / name), "--pool", "192"]) == 0
-        assert ("here it has neither" in capsys.readouterr().out) == told
+        assert ("here it has none" in capsys.readouterr().out) == told
 
 
 def test_sizes_begin_where_the_longest_request_fits(tmp_path):
@@ -388,10 +261,10 @@ def test_a_full_disk_ends_the_trace_and_not_the_service(tmp_path):
     script = f"""
 import logging, resource, sys
 sys.path.insert(0, {str(Path(__file__).parent)!r})
-import test_replay as t
+from recorded_days import one_by_one
 logging.basicConfig(stream=sys.stdout)
 resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096))
-trace = t.one_by_one({str(tmp_path / "t")!r}, *[t.A] * 50)
+trace = one_by_one({str(tmp_path / "t")!r}, *[range(40)] * 50)
 print(len(trace.finished), "recorded")
 """
     done = subprocess.run(

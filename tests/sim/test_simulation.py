@@ -1,5 +1,6 @@
 """Two thousand seeded days of the runtime, and the proof that a day is reproducible."""
 
+import dataclasses
 import random
 import sys
 from collections import Counter
@@ -8,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from ramify.radix_cache.plans import PageLoad, PageStore
 from ramify.radix_cache.prefix_cache import PrefixCache
 from ramify.srt.messages import Finished, Submit, pack_ids
 from ramify.srt.sampling_params import SamplingParams
@@ -15,7 +17,8 @@ from ramify.srt.scheduling.limits import SchedulerLimits
 from ramify.srt.scheduling.queue_policy import POLICIES
 
 sys.path.insert(0, str(Path(__file__).parent))
-from simulator import EOS, MISS_REASONS, Job, Simulation
+from draws import EOS, random_cache
+from simulator import MISS_REASONS, Job, Simulation
 
 BLOCKS = 20
 SEEDS = 2000
@@ -33,9 +36,10 @@ def test_every_request_is_answered_with_the_tokens_it_gets_alone(block):
 def test_the_seeds_cover_what_they_are_meant_to_cover():
     """Retractions, evictions, hits, aborts, full queues: all happen, or the test proves little."""
     retractions = evictions = hits = aborts = rejections = timeouts = pinned = stale = overlaps = 0
-    jumped = 0
+    several_accounts = jumped = 0
     policies = Counter()
     reasons = Counter()
+    came_back = Counter()
     for seed in range(80):
         simulation = Simulation(seed)
         simulation.run()
@@ -52,11 +56,19 @@ def test_the_seeds_cover_what_they_are_meant_to_cover():
         stale += stats.stale_rows
         overlaps += simulation.overlap
         jumped += stats.jump_forward_tokens
+        several_accounts += len(simulation.accounts) > 1
         policies[simulation.limits.schedule_policy] += stats.steps
+        came_back["from host memory"] += sum(end.host_tokens for end in ends)
+        came_back["from disk"] += sum(end.disk_tokens for end in ends)
+        came_back["not"] += simulation.losses
+        came_back["files that failed"] += simulation.failed_files
+        came_back["steps with nothing but waiting"] += simulation.waits
     assert min(retractions, aborts, rejections, timeouts) > 20
     assert min(evictions, hits, pinned) > 1000
+    assert min(came_back.values()) > 50, came_back
     assert min(stale, overlaps, 80 - overlaps) > 20
     assert jumped > 500
+    assert 20 < several_accounts < 70
     assert set(policies) == set(POLICIES)
     assert min(policies.values()) > 300
     assert min(reasons[reason] for reason in MISS_REASONS) > 20
@@ -95,24 +107,31 @@ FAULTS = [
     "no deadlines",
     "old token",
     "stale result",
+    "wrong slot",
+    "lost store",
+    "slot given away",
+    "failed read used",
 ]
 
 
 OVERLAP_FAULTS = ("old token", "stale result")  # those that need a step in flight
+TIER_FAULTS = ("wrong slot", "lost store", "slot given away", "failed read used")
 
 
 @pytest.mark.parametrize("fault", FAULTS)
 def test_a_planted_fault_is_caught(fault):
     """The checks can fail: each planted fault is found in many of the runs."""
     caught = 0
-    for seed in range(30):
-        simulation = Simulation(seed, overlap=True if fault in OVERLAP_FAULTS else None)
+    for seed in range(60):
+        cache = random_cache(random.Random(seed), tiers=True) if fault in TIER_FAULTS else None
+        overlap = True if fault in OVERLAP_FAULTS else None
+        simulation = Simulation(seed, cache=cache, overlap=overlap)
         plant(simulation, fault)
         try:
             simulation.run()
         except (AssertionError, TypeError, IndexError, ZeroDivisionError):
             caught += 1
-    assert caught >= 10
+    assert caught >= 15
 
 
 def apply_all(scheduler, apply, plan, result, now):
@@ -123,6 +142,17 @@ def apply_all(scheduler, apply, plan, result, now):
     return apply(plan, result, now)
 
 
+def spoilt(fault, moves, n_slots):
+    """Moves with a fault of tiers in them."""
+    for move in moves:
+        if fault == "lost store" and isinstance(move, PageStore):
+            continue
+        if fault == "wrong slot" and isinstance(move, PageLoad):
+            yield PageLoad((move.slot + 1) % n_slots, move.page)
+        else:
+            yield move
+
+
 def plant(simulation, fault):
     scheduler, runner = simulation.scheduler, simulation.runner
     cache, run = scheduler.cache, runner.run
@@ -130,6 +160,10 @@ def plant(simulation, fault):
         scheduler.waiting.aging.overdue = lambda: None
     if fault == "no deadlines":
         scheduler.expire = lambda now: []
+    if fault == "failed read used":
+        simulation.reliability = 0.5
+        end = runner.end
+        runner.end = lambda i, ok=True: dataclasses.replace(end(i, ok), ok=True)
     if fault == "stale result":
         scheduler.apply = partial(apply_all, scheduler, scheduler.apply)
 
@@ -142,6 +176,13 @@ def plant(simulation, fault):
                     cache.tree.unlock(lease.node)
         if fault == "missed copy":
             object.__setattr__(plan, "moves", ())
+        if fault in TIER_FAULTS:
+            moves = tuple(spoilt(fault, plan.moves, cache.tiers.n_slots))
+            object.__setattr__(plan, "moves", moves)
+        if fault == "slot given away":
+            for page in filter(None, cache.tiers.owners):
+                page.writing = False
+                cache.tiers.pages.settle(page)
         if fault == "old token":
             runner.rows.update((c.request_id, 1) for c in plan.chunks if c.follows)
         if fault == "wrong page" and plan.number % 5 == 0:

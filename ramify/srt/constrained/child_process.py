@@ -1,5 +1,6 @@
 """The parent's handle of the process that tries grammars first (child.py)."""
 
+import contextlib
 import os
 import socket
 import subprocess
@@ -33,7 +34,7 @@ class CompileLimits:
 
 
 class ChildProcess:
-    """One child, until it is no longer usable; then `end` it and make another.
+    """One child, loading from the start. Once it is no longer usable, `end` it and make another.
 
     Used by one thread, but `kill` may come from any.
     """
@@ -50,8 +51,10 @@ class ChildProcess:
             )
         finally:
             theirs.close()
-        self._opening = wire.Open(source, limits.memory_bytes, limits.grammar_bytes, limits.nice)
         self._over = False
+        opening = wire.Open(source, limits.memory_bytes, limits.grammar_bytes, limits.nice)
+        with contextlib.suppress(OSError):  # `open` says that it is gone
+            wire.send(self._end, opening)
 
     @property
     def usable(self) -> bool:
@@ -65,7 +68,6 @@ class ChildProcess:
     def open(self) -> None:
         """Wait until the engine is loaded. Raises Unavailable when it cannot be."""
         try:
-            wire.send(self._end, self._opening, self._limits.start_s)
             wire.receive(self._end, wire.Opened, self._limits.start_s)
         except (OSError, EOFError, ValueError) as error:  # a TimeoutError is an OSError
             self.end()

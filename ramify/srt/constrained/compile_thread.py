@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from ramify.srt.constrained.base import CompiledGrammar, GrammarBackend, GrammarError
 from ramify.srt.constrained.child_process import ChildProcess, CompileLimits
 from ramify.srt.constrained.child_wire import BackendSource
-from ramify.srt.errors import Unavailable
+from ramify.srt.errors import ConfigError, ModelLoadError, Unavailable
 from ramify.srt.grammar import GrammarSpec
 
 Found = CompiledGrammar | GrammarError | Unavailable
@@ -115,14 +115,14 @@ class CompileThread:
     def _load(self) -> None:
         """Have child and engine ready. What fails is said to the first request that needs them."""
         with contextlib.suppress(Unavailable):
-            self._ready_child()
-            self._ready_backend()
+            self._ready()
 
     def _do(self, job: Job) -> Done:
         """Compile one grammar. Never raises: others wait behind it."""
         try:
-            held_bytes = self._ready_child().try_out(job.spec)
-            return Done(job.key, self._ready_backend().compile(job.spec), held_bytes)
+            child, backend = self._ready()
+            held_bytes = child.try_out(job.spec)
+            return Done(job.key, backend.compile(job.spec), held_bytes)
         except GrammarError as error:  # copied: without the frames that it came through
             return Done(job.key, GrammarError(error.code, error.message))
         except Unavailable as error:
@@ -131,20 +131,27 @@ class CompileThread:
             logger.exception("a grammar that the child compiled failed here")
             return Done(job.key, GrammarError("invalid_grammar", "the grammar cannot be compiled"))
 
-    def _ready_child(self) -> ChildProcess:
-        """The child, a new one when the last has ended. Raises Unavailable when it cannot load."""
+    def _ready(self) -> tuple[ChildProcess, GrammarBackend]:
+        """Child and engine, both loaded. Raises Unavailable when that cannot be.
+
+        A new child takes the place of one that has ended; the engine loads while it does.
+        """
+        child = self._child
+        if child is not None and child.usable and self._backend is not None:
+            return child, self._backend
+        child = self._new_child()
+        try:
+            self._backend = self._backend or self._source.open()
+        except (ConfigError, ModelLoadError) as error:
+            raise Unavailable(f"grammars cannot be compiled: {error}", code="grammar") from error
+        child.open()
+        return child, self._backend
+
+    def _new_child(self) -> ChildProcess:
         if self._child is not None:
-            if self._child.usable:
-                return self._child
             self._child.end()
         with self._lock:
             if self._closed:
                 raise Unavailable("the server is shutting down", code="stopped")
-            child = self._child = ChildProcess(self._source, self._limits)
-        child.open()
-        return child
-
-    def _ready_backend(self) -> GrammarBackend:
-        if self._backend is None:
-            self._backend = self._source.open()
-        return self._backend
+            self._child = ChildProcess(self._source, self._limits)
+            return self._child

@@ -5,9 +5,8 @@ What it does otherwise than the contract, and this adapter hides or refuses:
     drops endings: of `a|ab` only "a" is left      -> REGEX is compiled as REGEX + a sentinel, a
                                                       token of its own; what may be followed by the
                                                       sentinel may end
-    tokens with the sentinel's first byte          -> left out: no text holds private characters
-                                                      from U+100000 on
-    states that lead nowhere                       -> taken out of the table
+    states that lead nowhere, such as those        -> taken out of the table
+    inside the sentinel's own bytes
     ignores number ranges, and much else           -> unkept.py names and refuses it
     hangs, or ends its process, on some inputs     -> repeats are counted first; and it is only
                                                       for processes that may be killed
@@ -30,7 +29,6 @@ from ramify.srt.constrained.vocabulary import Vocabulary
 from ramify.srt.grammar import GrammarSpec
 
 SENTINEL = chr(0x10FFFF).encode()
-LEAD = SENTINEL[:1]
 MAX_REPEAT = 1000
 MAX_REPEATS = 10_000  # of nested ones, multiplied
 MAX_STATES = 20_000
@@ -109,7 +107,7 @@ class OutlinesBackend:
         self.vocabulary = vocabulary
         by_piece: dict[bytes, list[int]] = {SENTINEL: [vocabulary.size]}
         for i, piece in enumerate(vocabulary.pieces):
-            if piece and LEAD not in piece:
+            if piece:
                 by_piece.setdefault(piece, []).append(i)
         # It wants an end token that is none of these, and adds it where a state is final.
         self._tokens = outlines_core.Vocabulary(vocabulary.size + 1, by_piece)

@@ -57,7 +57,6 @@ def _content(folder: ModelFolder, seed: int) -> Iterator[bytes]:
         yield index.read_bytes()
     files = sorted(folder.path.glob("*.safetensors"))
     for file in files:
-        yield file.name.encode()
         yield from _sample(file, max(LEAST_SAMPLES, SAMPLES // len(files)))
 
 

@@ -30,8 +30,13 @@ def load_prepared(config: EngineConfig, folder: ModelFolder) -> Core:
 def _recorded(config: EngineConfig, folder: ModelFolder, path: str) -> Core:
     clock = ReadClock(MonotonicClock())
     core = build_core(config, folder, clock)
+    tiers = core.scheduler.cache.tiers
     header = trace.Header(
-        version=trace.VERSION, config=config, info=core.info, limits=core.scheduler.limits
+        version=trace.VERSION,
+        config=config,
+        info=core.info,
+        limits=core.scheduler.limits,
+        host_slots=tiers.n_slots if tiers is not None else 0,
     )
     file = trace.TraceFile(path, header)
     logger.info("recording to %s", file.path)

@@ -53,6 +53,7 @@ class Header(Line, frozen=True, tag="engine", kw_only=True):
     config: EngineConfig
     info: ModelInfo
     limits: SchedulerLimits
+    host_slots: int = 0  # pages of host memory behind the cache
 
 
 class SubmitCall(Line, frozen=True, tag="submit"):
