@@ -22,6 +22,7 @@ from small_vocabulary import small_vocabulary
 
 DATA = Path(os.environ.get("RAMIFY_TEST_DATA", Path(__file__).parents[3] / "shared" / "data"))
 SUITE = DATA / "jsonschemabench" / "jsts_draft2020-12.jsonl"
+REAL = DATA / "jsonschemabench" / "maskbench_dev_300.jsonl"
 VOCABULARY = small_vocabulary()
 INTEGERS = {"a": {"type": "integer"}, "b": {"type": "integer"}}
 NUMBERS = [
@@ -125,3 +126,21 @@ def test_the_official_suite_finds_nothing_that_passes(engine):
         compiled += found is not None
     at_least = {"llguidance": 150, "xgrammar": 80}
     assert compiled >= at_least[engine.name]
+
+
+@pytest.mark.skipif(not REAL.is_file(), reason="the real schemas are not here")
+def test_real_schemas_compile_and_let_nothing_invalid_through():
+    """The long outputs among them spend a lexer; matchers that come after it must not notice."""
+    engine = load_backend("llguidance", VOCABULARY)
+    compiled = rejected = 0
+    for line in REAL.read_text("utf-8").strip().split("\n"):
+        record = json.loads(line)
+        try:
+            grammar = engine.compile(GrammarSpec("json_schema", json.dumps(record["schema"])))
+        except GrammarError:
+            continue
+        compiled += 1
+        assert not [entry for entry in record["invalid"] if takes(grammar, entry["data"])]
+        rejected += sum(not takes(grammar, value) for value in record["valid"])
+    assert compiled >= 266
+    assert rejected <= 2

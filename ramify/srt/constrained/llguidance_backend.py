@@ -6,11 +6,11 @@ What it does otherwise than the contract, and this adapter hides:
     an end token on a stopped matcher is no step, elsewhere it is    -> it never sees end tokens
     a wrong `consume_token` ends the matcher                         -> `try_consume_tokens`
     a token past its vocabulary does too                             -> it is never asked for one
+    copies share a lexer, and one can spend it for all               -> `Master`
     a schema's "x-guidance" sets options                             -> every one is overridden
 """
 
 import json
-from dataclasses import dataclass
 from itertools import takewhile
 from typing import Any, cast
 
@@ -61,39 +61,84 @@ class _Tokens:
         return self._vocabulary.write(text)
 
 
-@dataclass(frozen=True)
-class LLGuidanceSteps:
-    """One matcher of the engine."""
+class Master:
+    """A compiled grammar whose matchers are copies of one, which share what its lexer has learnt.
 
-    engine: LLMatcher
-    vocabulary: Vocabulary
+    They share its limits too: when one output is more than the lexer can take, every copy fails
+    from then on. So a copy that fails asks for a new lexer, and goes its way again in there; what
+    fails by itself fails a second time.
+    """
+
+    def __init__(self, tokenizer: llguidance.LLTokenizer, source: str) -> None:
+        self._tokenizer = tokenizer
+        self._source = source
+        self.renew()
+
+    def renew(self) -> None:
+        """Compile again: copies made from now on share a new lexer."""
+        self.engine = LLMatcher(self._tokenizer, self._source, log_level=0, limits=LIMITS)
+        if not self.engine.is_error():
+            self.engine.compute_bitmask()
+
+    def usable(self) -> bool:
+        """Whether a fresh copy can compute a mask."""
+        engine = self.engine.deep_copy()
+        engine.compute_bitmask()
+        return not engine.is_error()
+
+
+class LLGuidanceSteps:
+    """One matcher of the engine, and the tokens that it was given."""
+
+    def __init__(self, master: Master, vocabulary: Vocabulary, way: tuple[int, ...] = ()) -> None:
+        self._master = master
+        self._engine = master.engine.deep_copy()
+        self._vocabulary = vocabulary
+        self._way = list(way)
 
     def mask(self, row: Row) -> None:
-        self.engine.unsafe_compute_mask_ptr(row.ctypes.data, row.nbytes)
-        if self.engine.is_error():
-            raise llguidance_errors.error(self.engine.get_error(), "grammar")
+        self._engine.unsafe_compute_mask_ptr(row.ctypes.data, row.nbytes)
+        if self._engine.is_error() and self._again():
+            self._engine.unsafe_compute_mask_ptr(row.ctypes.data, row.nbytes)
+        if self._engine.is_error():
+            raise llguidance_errors.error(self._engine.get_error(), "grammar")
 
     def step(self, token: int) -> bool:
-        return self.engine.try_consume_tokens([token]) == 1
+        taken = self._engine.try_consume_tokens([token]) == 1
+        if not taken and not self._master.usable() and self._again():
+            taken = self._engine.try_consume_tokens([token]) == 1
+        if taken:
+            self._way.append(token)
+        return taken
+
+    def _again(self) -> bool:
+        """Go the same way in a lexer that is usable. False if it fails there too."""
+        if not self._master.usable():
+            self._master.renew()
+        self._engine = self._master.engine.deep_copy()
+        return self._engine.try_consume_tokens(self._way) == len(self._way)
 
     def back(self, n: int) -> None:
-        self.engine.rollback(n)
+        self._engine.rollback(n)
+        del self._way[-n:]
 
     def forced(self) -> list[int]:
         """Nothing where the engine does not know how the model would write a text."""
-        if self.vocabulary.encode is None:
+        if self._vocabulary.encode is None:
             return []
-        tokens = self.engine.compute_ff_tokens()
-        return list(takewhile(self.vocabulary.is_text, tokens))
+        return list(takewhile(self._vocabulary.is_text, self._engine.compute_ff_tokens()))
 
     def may_end(self) -> bool:
-        return self.engine.is_accepting()
+        return self._engine.is_accepting()
 
     def must_end(self) -> bool:
-        return self.engine.is_stopped()
+        return self._engine.is_stopped()
 
     def copy(self) -> "LLGuidanceSteps":
-        return LLGuidanceSteps(self.engine.deep_copy(), self.vocabulary)
+        other = LLGuidanceSteps(self._master, self._vocabulary, tuple(self._way))
+        if self._way:
+            other._engine = self._engine.deep_copy()
+        return other
 
 
 class LLGuidanceBackend:
@@ -112,16 +157,14 @@ class LLGuidanceBackend:
         """Compiles, and computes the first mask, which is where an empty language shows."""
         limits.check(spec)
         source = _source(spec)
-        engine = LLMatcher(self._tokenizer, source, log_level=0, limits=LIMITS)
-        if not engine.is_error():
-            engine.compute_bitmask()
-        if engine.is_error():
-            raise llguidance_errors.error(engine.get_error(), spec.kind)
+        master = Master(self._tokenizer, source)
+        if master.engine.is_error():
+            raise llguidance_errors.error(master.engine.get_error(), spec.kind)
         return StepsGrammar(
-            LLGuidanceSteps(engine, self.vocabulary),
+            LLGuidanceSteps(master, self.vocabulary),
             self.vocabulary,
             BYTES_AT_LEAST + BYTES_PER_CHARACTER * len(source),
-            llguidance_errors.unenforced(engine.get_grammar_warnings()),
+            llguidance_errors.unenforced(master.engine.get_grammar_warnings()),
         ).checked()
 
 

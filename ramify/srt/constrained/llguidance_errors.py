@@ -12,6 +12,16 @@ _KNOWN = (
     (r"Unimplemented keys: \[(.*?)\]", "unsupported_schema", "{0} cannot be enforced"),
     (r"oneOf", "unsupported_schema", '"oneOf" cannot be enforced: its schemas may overlap'),
     (r"Unknown format: (\S+)", "unsupported_schema", '"format": "{0}" cannot be enforced'),
+    (
+        r"min/maxProperties only",
+        "unsupported_schema",
+        "minProperties or maxProperties: not enforceable here",
+    ),
+    (
+        r"circular references",
+        "unsupported_schema",
+        '"$ref" to itself beside other keywords cannot be enforced',
+    ),
     (r"Unsatisfiable schema: ([^\n]+)", "invalid_grammar", "nothing satisfies the schema: {0}"),
     (r"Pointer '([^'\n]*)' does not exist", "invalid_grammar", '"$ref": "{0}" points nowhere'),
     (r"NoExtension", "invalid_grammar", EMPTY),
