@@ -19,7 +19,6 @@ import sys
 from ramify.srt.constrained import child_wire as wire
 from ramify.srt.constrained.base import GrammarBackend, GrammarError
 from ramify.srt.constrained.memory_in_use import address_space, bytes_in_use
-from ramify.srt.errors import ConfigError
 from ramify.srt.grammar import GrammarSpec
 
 GRACE_S = 1.0  # for the parent to kill first: it knows why
@@ -58,8 +57,6 @@ def judge(backend: GrammarBackend, spec: GrammarSpec, most_bytes: int) -> tuple[
         held = max(bytes_in_use() - before, grammar.nbytes)
     except GrammarError as error:
         return error.code, error.message, 0
-    except ConfigError as error:  # an engine that this kind needs is not installed
-        return "unsupported_schema", str(error), 0
     except (MemoryError, RecursionError):
         return *TOO_LARGE, 0
     except Exception:

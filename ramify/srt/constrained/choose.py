@@ -11,7 +11,7 @@ import importlib.util
 from ramify.srt.constrained.base import CompiledGrammar, GrammarBackend
 from ramify.srt.constrained.vocabulary import Vocabulary
 from ramify.srt.errors import ConfigError
-from ramify.srt.grammar import GrammarSpec
+from ramify.srt.grammar import GrammarSpec, Kind
 
 NAMES = ("auto", "llguidance", "xgrammar", "outlines")
 
@@ -31,11 +31,18 @@ class AutoBackend:
 
     def of(self, spec: GrammarSpec) -> GrammarBackend:
         """The backend that compiles this grammar. Raises ConfigError when it is not installed."""
-        if spec.kind != "structural_tag":
+        if engine_of(self.name, spec.kind) == self._default.name:
             return self._default
         if self._tags is None:
             self._tags = load_backend("xgrammar", self._vocabulary)
         return self._tags
+
+
+def engine_of(name: str, kind: Kind) -> str:
+    """The engine that compiles grammars of a kind for an operator who asked for `name`."""
+    if name != "auto":
+        return name
+    return "xgrammar" if kind == "structural_tag" else "llguidance"
 
 
 def load_backend(name: str, vocabulary: Vocabulary) -> GrammarBackend:

@@ -1,6 +1,6 @@
 """The thread that compiles: in the child first, then, what has passed, in this process.
 
-    engine's thread   submit ----> todo ---.                          .---> done ----> finished
+    engine's thread   submit ----> todo ---.                          .---> done
     this thread                             '-> child says yes -> compile-'
                                                 child says no, or was killed -> the error
 
@@ -44,13 +44,16 @@ class Done:
 
 
 class CompileThread:
-    """Takes jobs, gives what was found, in order. All methods are for one other thread."""
+    """One engine's: takes jobs, puts what was found into `done`. All methods are for one other
+    thread."""
 
-    def __init__(self, source: BackendSource, limits: CompileLimits) -> None:
+    def __init__(
+        self, source: BackendSource, limits: CompileLimits, done: queue.SimpleQueue[Done]
+    ) -> None:
         self._source = source
         self._limits = limits
         self._todo: queue.SimpleQueue[Job | None] = queue.SimpleQueue()
-        self._done: queue.SimpleQueue[Done] = queue.SimpleQueue()
+        self._done = done
         self._thread: threading.Thread | None = None
         self._lock = threading.Lock()  # over the next two
         self._child: ChildProcess | None = None
@@ -70,17 +73,6 @@ class CompileThread:
     def warm_up(self) -> None:
         """Start the child and load the engine now."""
         self._wake(None)
-
-    def finished(self, timeout_s: float = 0.0) -> list[Done]:
-        """What has been found since; waits up to `timeout_s` for the first."""
-        found: list[Done] = []
-        try:
-            if timeout_s > 0:
-                found.append(self._done.get(timeout=timeout_s))
-            while True:
-                found.append(self._done.get_nowait())
-        except queue.Empty:
-            return found
 
     def close(self) -> None:
         """End the child and the thread. Jobs that are not done never will be."""

@@ -6,15 +6,20 @@ request(spec) -> Ticket      in the cache: ready or failed at once
 poll() or wait()             folds in what has been compiled; tickets become ready or failed
 """
 
+import contextlib
+import queue
 from typing import Literal
+
+import msgspec
 
 from ramify.srt.clock import Clock, MonotonicClock
 from ramify.srt.constrained.base import CompiledGrammar, GrammarError
 from ramify.srt.constrained.cache import GrammarCache, cache_key
 from ramify.srt.constrained.child_process import CompileLimits
 from ramify.srt.constrained.child_wire import BackendSource
+from ramify.srt.constrained.choose import check_installed, engine_of
 from ramify.srt.constrained.compile_thread import CompileThread, Done, Found, Job
-from ramify.srt.errors import QueueFull, Unavailable
+from ramify.srt.errors import ConfigError, QueueFull, Unavailable
 from ramify.srt.grammar import GrammarSpec
 
 MAX_TEXT = 2**20  # characters: a last bound, well over what is let in by kind
@@ -60,7 +65,10 @@ class GrammarManager:
         clock: Clock | None = None,
     ) -> None:
         self._clock = clock or MonotonicClock()
-        self._compiling = CompileThread(source, limits or CompileLimits())
+        self._source = source
+        self._limits = limits or CompileLimits()
+        self._threads: dict[str, CompileThread] = {}  # by engine: each has a child of its own
+        self._done: queue.SimpleQueue[Done] = queue.SimpleQueue()
         self._cache = GrammarCache(cache_bytes, cache_entries, refusal_s)
         self._max_pending = max_pending
         self._pending: dict[bytes, Ticket] = {}
@@ -72,9 +80,10 @@ class GrammarManager:
         return len(self._pending)
 
     @property
-    def child_pid(self) -> int | None:
-        """Process id of the child that compiles; None before the first grammar."""
-        return self._compiling.child_pid
+    def child_pids(self) -> list[int]:
+        """Process ids of the children that compile; none before the first grammar."""
+        pids = (thread.child_pid for thread in self._threads.values())
+        return [pid for pid in pids if pid is not None]
 
     def request(self, spec: GrammarSpec) -> Ticket:
         """A ticket for a grammar, at once. Raises QueueFull when too many are to be compiled.
@@ -94,23 +103,34 @@ class GrammarManager:
 
     def poll(self) -> list[Ticket]:
         """Fold in what has been compiled. Returns the tickets that this settled."""
-        return self._fold(self._compiling.finished())
+        settled = []
+        with contextlib.suppress(queue.Empty):
+            while True:
+                settled.append(self._fold(self._done.get_nowait()))
+        return settled
 
     def wait(self, timeout_s: float) -> list[Ticket]:
         """`poll`, after something has been compiled or `timeout_s` has passed."""
-        return self._fold(self._compiling.finished(timeout_s if self._pending else 0.0))
+        if not self._pending:
+            return []
+        try:
+            first = self._fold(self._done.get(timeout=timeout_s))
+        except queue.Empty:
+            return []
+        return [first, *self.poll()]
 
     def warm_up(self) -> None:
-        """Load the engine here and in the child now, for the first request to find them ready.
+        """Load the usual engine here and in its child, for the first request to find them ready.
 
         Loading holds the interpreter's lock for a fraction of a second: not for a loop that serves.
         """
-        self._compiling.warm_up()
+        self._thread(engine_of(self._source.name, "json_schema")).warm_up()
 
     def close(self) -> None:
-        """End the child. Pending tickets fail."""
+        """End the children. Pending tickets fail."""
         self._closed = True
-        self._compiling.close()
+        for thread in self._threads.values():
+            thread.close()
         for ticket in self._pending.values():
             ticket._settle(_stopped())
         self._pending.clear()
@@ -131,19 +151,28 @@ class GrammarManager:
                 param=spec.param or None,
                 code="grammar_queue_full",
             )
+        try:
+            thread = self._thread(engine_of(self._source.name, spec.kind))
+        except ConfigError as error:
+            return _settled(GrammarError("unsupported_schema", str(error)))
         ticket = self._pending[key] = Ticket()
-        self._compiling.submit(Job(key, spec))
+        thread.submit(Job(key, spec))
         return ticket
 
-    def _fold(self, finished: list[Done]) -> list[Ticket]:
-        settled = []
-        for done in finished:
-            ticket = self._pending.pop(done.key)
-            ticket._settle(done.found)
-            if not isinstance(done.found, Unavailable):  # no fault of the grammar: try it again
-                self._cache.put(done.key, done.found, self._clock.now(), done.held_bytes)
-            settled.append(ticket)
-        return settled
+    def _thread(self, engine: str) -> CompileThread:
+        """An engine's thread. Raises ConfigError when the engine is not installed."""
+        if engine not in self._threads:
+            check_installed(engine)
+            source = msgspec.structs.replace(self._source, name=engine)
+            self._threads[engine] = CompileThread(source, self._limits, self._done)
+        return self._threads[engine]
+
+    def _fold(self, done: Done) -> Ticket:
+        ticket = self._pending.pop(done.key)
+        ticket._settle(done.found)
+        if not isinstance(done.found, Unavailable):  # no fault of the grammar: try it again
+            self._cache.put(done.key, done.found, self._clock.now(), done.held_bytes)
+        return ticket
 
 
 def _settled(found: Found) -> Ticket:
