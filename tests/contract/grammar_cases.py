@@ -156,3 +156,30 @@ CHOICES = (
     (["New", "New York", "New York City"], ["Ne", "New ", "York"]),
     (["a", "b\n", '"é"', "日/本", "{{}}"], ["", "ab", "b", "é"]),
 )
+
+# Kind, text, and the code of the error that it must be.
+HOSTILE = [
+    ("regex", r"[^\s\S]", "invalid_grammar"),
+    ("regex", "[a-z", "invalid_grammar"),
+    ("regex", "(?=a)b", "invalid_grammar"),
+    ("regex", r"(a)\1", "invalid_grammar"),
+    ("regex", "a{2000000}", "grammar_too_large"),
+    ("regex", "(" * 300 + "a" + ")" * 300, "grammar_too_large"),
+    ("json_schema", '{"type": "stsring"}', "invalid_grammar"),
+    ("json_schema", '{"type": "string", "pattern": "^[a-z$"}', "invalid_grammar"),
+    ("json_schema", '{"type": "string", "pattern": "(?=a)b"}', "unsupported_schema"),
+    ("json_schema", '{"not": {"type": "string"}}', "unsupported_schema"),
+    ("json_schema", '{"type": "array", "uniqueItems": true}', "unsupported_schema"),
+    ("json_schema", '{"type": "string", "format": "no-such"}', "unsupported_schema"),
+    ("json_schema", '{"type": "integer", "minimum": 5, "maximum": 3}', "invalid_grammar"),
+    ("json_schema", '{"$ref": "#"}', "invalid_grammar"),
+    ("json_schema", '{"$ref": "#/$defs/none"}', "invalid_grammar"),
+    ("json_schema", "false", "invalid_grammar"),
+    ("json_schema", '{"a": ' * 2000, "grammar_too_large"),
+    ("choice", '["a", "a"]', "invalid_grammar"),
+    ("ebnf", "root ::= root", "invalid_grammar"),
+    ("ebnf", "root ::= other", "invalid_grammar"),
+    ("ebnf", "root ::= (((", "invalid_grammar"),
+    ("lark", "start: <[5]>", "invalid_grammar"),
+    ("lark", "start: other", "invalid_grammar"),
+]

@@ -16,7 +16,7 @@ import interegular
 import jsonschema
 import numpy as np
 import pytest
-from grammar_cases import CHOICES, EBNF, LARK, NESTED, OBJECT, REGEXES, SCHEMAS, STRINGS
+from grammar_cases import CHOICES, EBNF, HOSTILE, LARK, NESTED, OBJECT, REGEXES, SCHEMAS, STRINGS
 from hypothesis import given, settings
 from small_vocabulary import SPECIALS, bits, small_vocabulary
 
@@ -335,31 +335,6 @@ def test_a_refused_token_changes_nothing(engine):
         matcher.rollback(1)
 
 
-HOSTILE = [
-    ("regex", r"[^\s\S]", "invalid_grammar"),
-    ("regex", "[a-z", "invalid_grammar"),
-    ("regex", "(?=a)b", "invalid_grammar"),
-    ("regex", r"(a)\1", "invalid_grammar"),
-    ("regex", "a{2000000}", "grammar_too_large"),
-    ("regex", "(" * 300 + "a" + ")" * 300, "grammar_too_large"),
-    ("json_schema", '{"type": "stsring"}', "invalid_grammar"),
-    ("json_schema", '{"type": "string", "pattern": "^[a-z$"}', "invalid_grammar"),
-    ("json_schema", '{"type": "string", "pattern": "(?=a)b"}', "unsupported_schema"),
-    ("json_schema", '{"not": {"type": "string"}}', "unsupported_schema"),
-    ("json_schema", '{"type": "array", "uniqueItems": true}', "unsupported_schema"),
-    ("json_schema", '{"type": "string", "format": "no-such"}', "unsupported_schema"),
-    ("json_schema", '{"type": "integer", "minimum": 5, "maximum": 3}', "invalid_grammar"),
-    ("json_schema", '{"$ref": "#"}', "invalid_grammar"),
-    ("json_schema", '{"$ref": "#/$defs/none"}', "invalid_grammar"),
-    ("json_schema", "false", "invalid_grammar"),
-    ("json_schema", '{"a": ' * 2000, "grammar_too_large"),
-    ("choice", '["a", "a"]', "invalid_grammar"),
-    ("ebnf", "root ::= root", "invalid_grammar"),
-    ("ebnf", "root ::= other", "invalid_grammar"),
-    ("ebnf", "root ::= (((", "invalid_grammar"),
-    ("lark", "start: <[5]>", "invalid_grammar"),
-    ("lark", "start: other", "invalid_grammar"),
-]
 INSIDES = re.compile(r"::|\.rs\b|\.cc\b|\.cpp\b|/home|<state>|panicked|0x[0-9a-f]{6}")
 
 
@@ -375,6 +350,22 @@ def test_a_bad_grammar_is_an_error_with_a_code(engine, kind, text, code):
     assert caught.value.message
     assert len(caught.value.message) < 400
     assert not INSIDES.search(caught.value.message)
+
+
+@every_engine
+def test_a_lenient_schema_names_what_it_lets_go(engine):
+    """With `strict` the same schema is refused, naming the same keyword."""
+    schema = {"type": "array", "items": {"type": "boolean"}, "maxItems": 2, "uniqueItems": True}
+    text = json.dumps(schema)
+    grammar = backend(engine).compile(GrammarSpec("json_schema", text, strict=False))
+    assert grammar.unenforced == ("uniqueItems",)
+    matcher = grammar.new_matcher()
+    form = "[true,true]" if engine == "outlines" else "[true, true]"
+    assert all(map(matcher.accept, VOCABULARY.write(form)))
+    assert matcher.is_finished()
+    with pytest.raises(GrammarError, match="uniqueItems"):
+        backend(engine).compile(GrammarSpec("json_schema", text))
+    assert compiled(engine, "json_schema", '{"type": "boolean"}').unenforced == ()
 
 
 @every_engine
