@@ -7,19 +7,22 @@ from typing import Literal, cast
 
 from ramify.kernels.ops import Ops
 
-Backend = Literal["auto", "cpu", "reference"]
+Backend = Literal["auto", "cpu", "triton", "reference"]
 logger = logging.getLogger(__name__)
 
 _REFERENCE = "ramify.kernels.reference."
 _CPU = "ramify.kernels.cpu."
+_TRITON = "ramify.kernels.triton."
 TABLE = {
     "pack_linear": {
         "reference": _REFERENCE + "linear:pack_linear",
         "cpu": _CPU + "linear:pack_linear",
+        "triton": _REFERENCE + "linear:pack_linear",  # the vendor's products, through torch
     },
     "linear": {
         "reference": _REFERENCE + "linear:linear",
         "cpu": _CPU + "linear:linear",
+        "triton": _REFERENCE + "linear:linear",
     },
     "rms_norm": {
         "reference": _REFERENCE + "elementwise:rms_norm",
@@ -32,6 +35,7 @@ TABLE = {
     "rope_write_kv": {
         "reference": _REFERENCE + "cache:rope_write_kv",
         "cpu": _CPU + "cache:rope_write_kv",
+        "triton": _TRITON + "rope_cache:rope_write_kv",
     },
     "silu_mul": {
         "reference": _REFERENCE + "elementwise:silu_mul",
@@ -44,6 +48,7 @@ TABLE = {
     "paged_attention": {
         "reference": _REFERENCE + "attention:paged_attention",
         "cpu": _CPU + "attention:paged_attention",
+        "triton": _TRITON + "attention:paged_attention",
     },
 }
 
@@ -53,21 +58,26 @@ def load_ops(backend: Backend = "auto") -> Ops:
 
     `cpu` builds the C++ library if no cached one fits, and raises BuildError if that fails.
     `auto` is `cpu`, or after a failed build `reference` with a warning: slow beats absent.
+    `triton` is for tensors on a GPU, and raises ModuleNotFoundError where triton is not installed.
     """
-    if backend != "reference":
-        from ramify.kernels.cpu.build import BuildError
-        from ramify.kernels.cpu.library import library
+    if backend in ("auto", "cpu"):
+        backend = _cpu_or_reference(must=backend == "cpu")
+    functions = {op: _resolve(places[backend]) for op, places in TABLE.items()}
+    return cast(Ops, SimpleNamespace(backend=backend, **functions))
 
-        try:
-            library()
-        except BuildError as error:
-            if backend == "cpu":
-                raise
-            logger.warning("no C++ kernels, plain torch is used and is slower: %s", error)
-            backend = "reference"
-    name = "reference" if backend == "reference" else "cpu"
-    functions = {op: _resolve(places[name]) for op, places in TABLE.items()}
-    return cast(Ops, SimpleNamespace(backend=name, **functions))
+
+def _cpu_or_reference(must: bool) -> Backend:
+    from ramify.kernels.cpu.build import BuildError
+    from ramify.kernels.cpu.library import library
+
+    try:
+        library()
+    except BuildError as error:
+        if must:
+            raise
+        logger.warning("no C++ kernels, plain torch is used and is slower: %s", error)
+        return "reference"
+    return "cpu"
 
 
 def _resolve(place: str) -> object:

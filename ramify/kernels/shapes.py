@@ -14,7 +14,7 @@ The checks are cheap: they read sizes and types, never values (`work_list.check`
 import torch
 from torch import Tensor
 
-DTYPES = (torch.bfloat16, torch.float32)
+DTYPES = (torch.bfloat16, torch.float16, torch.float32)
 MAX_HEAD_DIM = 512
 
 
@@ -28,10 +28,10 @@ def check_dense(name: str, x: Tensor, dtype: torch.dtype, *sizes: int) -> None:
 
 
 def check_float(name: str, x: Tensor, dims: int) -> None:
-    """Raise ValueError unless `x` is a contiguous bf16 or fp32 tensor with `dims` axes."""
+    """Raise ValueError unless `x` is a contiguous bf16, fp16 or fp32 tensor of `dims` axes."""
     if x.dim() != dims or x.dtype not in DTYPES or not x.is_contiguous():
         raise ValueError(
-            f"{name} must be a contiguous bfloat16 or float32 tensor with {dims} axes, "
+            f"{name} must be a contiguous bfloat16, float16 or float32 tensor with {dims} axes, "
             f"got {x.dtype} {list(x.shape)}{'' if x.is_contiguous() else ', not contiguous'}"
         )
 

@@ -36,15 +36,22 @@ _SIGNATURES = {
 Function = Callable[..., int]
 
 
+class Functions(dict[tuple[str, torch.dtype], Function]):
+    """The functions by name and number type."""
+
+    def __missing__(self, key: tuple[str, torch.dtype]) -> Function:
+        raise ValueError(f"{key[0]} on a CPU takes {', '.join(map(str, SUFFIX))}, got {key[1]}")
+
+
 @functools.cache
-def library() -> dict[tuple[str, torch.dtype], Function]:
+def library() -> Functions:
     """The functions by name and number type. Raises BuildError."""
     path = build("ramify", [_HERE / name for name in _SOURCES], [_HERE / name for name in _HEADERS])
     try:
         loaded = ctypes.CDLL(str(path))
     except OSError as error:
         raise BuildError(f"cannot load {path}: {error}") from error
-    functions: dict[tuple[str, torch.dtype], Function] = {}
+    functions = Functions()
     for name, letters in _SIGNATURES.items():
         for dtype, suffix in SUFFIX.items():
             function = loaded[f"{name}_{suffix}"]

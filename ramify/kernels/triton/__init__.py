@@ -1,0 +1,5 @@
+"""The operations as Triton kernels, for NVIDIA GPUs of compute capability 8.0 and above.
+
+Reading order: `launch` (what all of them share), `attention`. Nothing outside this folder imports
+triton, and `dispatch` imports this folder only when the backend `triton` is asked for.
+"""

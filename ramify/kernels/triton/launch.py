@@ -1,0 +1,22 @@
+"""What the host side of every Triton kernel shares."""
+
+import triton.language as tl
+from torch import Tensor
+
+LOG2_E = 1.4426950408889634
+LOG2E = tl.constexpr(LOG2_E)
+
+
+def next_power_of_2(n: int) -> int:
+    """The least power of two that is at least n: the sides of a tile must be such."""
+    return 1 << max(n - 1, 0).bit_length()
+
+
+def cdiv(n: int, size: int) -> int:
+    """How many tiles of a size cover n."""
+    return -(-n // size)
+
+
+def precision(x: Tensor) -> str:
+    """How `tl.dot` multiplies: fp32 exactly instead of as TF32; it does not matter to the rest."""
+    return "ieee" if x.dtype.itemsize == 4 else "tf32"
