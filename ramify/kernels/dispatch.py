@@ -27,10 +27,12 @@ TABLE = {
     "rms_norm": {
         "reference": _REFERENCE + "elementwise:rms_norm",
         "cpu": _CPU + "elementwise:rms_norm",
+        "triton": _TRITON + "norms:rms_norm",
     },
     "add_rms_norm": {
         "reference": _REFERENCE + "elementwise:add_rms_norm",
         "cpu": _CPU + "elementwise:add_rms_norm",
+        "triton": _TRITON + "norms:add_rms_norm",
     },
     "rope_write_kv": {
         "reference": _REFERENCE + "cache:rope_write_kv",
@@ -40,6 +42,7 @@ TABLE = {
     "silu_mul": {
         "reference": _REFERENCE + "elementwise:silu_mul",
         "cpu": _CPU + "elementwise:silu_mul",
+        "triton": _TRITON + "activation:silu_mul",
     },
     "mask_logits": {
         "reference": _REFERENCE + "logits:mask_logits",
