@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 DTYPES = (torch.bfloat16, torch.float16, torch.float32)
+FP8 = torch.float8_e4m3fn
 MAX_HEAD_DIM = 512
 
 
@@ -36,13 +37,19 @@ def check_float(name: str, x: Tensor, dims: int) -> None:
         )
 
 
-def check_pools(k_pool: Tensor, v_pool: Tensor, dtype: torch.dtype, head_dim: int) -> None:
-    """Raise ValueError unless both pools are [N, HK, P, D] with the type and D of the queries."""
+def check_pools(
+    k_pool: Tensor, v_pool: Tensor, dtype: torch.dtype, head_dim: int, *, fp8: bool = False
+) -> None:
+    """Raise ValueError unless both pools are [N, HK, P, D] with the type and D of the queries.
+
+    With `fp8` both may store float8_e4m3fn instead.
+    """
     shape = k_pool.shape
     if len(shape) != 4 or shape[3] != head_dim:
         raise ValueError(f"k_pool must be [pages, kv heads, page size, {head_dim}], got {shape}")
-    check_dense("k_pool", k_pool, dtype, *shape)
-    check_dense("v_pool", v_pool, dtype, *shape)
+    stored = FP8 if fp8 and k_pool.dtype is FP8 else dtype
+    check_dense("k_pool", k_pool, stored, *shape)
+    check_dense("v_pool", v_pool, stored, *shape)
 
 
 def check_heads(heads: int, kv_heads: int, head_dim: int) -> None:
@@ -90,11 +97,13 @@ def check_silu_mul(gate_up: Tensor) -> None:
         raise ValueError(f"gate_up must be an even number of columns, got {gate_up.shape[1]}")
 
 
-def check_attention(q: Tensor, k_pool: Tensor, v_pool: Tensor, positions: Tensor) -> None:
+def check_attention(
+    q: Tensor, k_pool: Tensor, v_pool: Tensor, positions: Tensor, *, fp8: bool = False
+) -> None:
     """Raise ValueError unless q [T, HQ, D], the pools [N, HK, P, D] and positions [T] fit."""
     check_float("q", q, 3)
     tokens, heads, head_dim = q.shape
-    check_pools(k_pool, v_pool, q.dtype, head_dim)
+    check_pools(k_pool, v_pool, q.dtype, head_dim, fp8=fp8)
     check_heads(heads, k_pool.shape[1], head_dim)
     if positions.shape[0] != tokens:
         raise ValueError(f"the work list is for {positions.shape[0]} tokens, q has {tokens}")

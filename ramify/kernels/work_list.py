@@ -23,6 +23,7 @@ item with one row per request. Kernels know only items.
 3. partial_begin is -1 iff this item is the only one of every row in it.
 4. merge_index[merge_indptr[t] : merge_indptr[t + 1]] are the partials of token t: none if direct.
 5. Every token is a row of at least one item, and sees at least one key.
+6. An item without rows does nothing: such items fill a list up to a fixed length.
 """
 
 from collections.abc import Sequence
@@ -59,6 +60,8 @@ class WorkList:
     merge_indptr: Tensor  # [T + 1] int32
     merge_index: Tensor  # [n_partials] int32
     n_partials: int  # one partial row is [HQ, D] fp32 and its log-sum-exp [HQ] fp32
+    max_rows: int  # no item has more rows, and all together have at most total_rows: what a
+    total_rows: int  # launch must provide for, known without reading the items
 
     def __post_init__(self) -> None:
         """Raise ValueError for a wrong type or size: once per step, not in each layer."""
@@ -103,6 +106,8 @@ def make_work_list(
         merge_indptr=torch.tensor(indptr, dtype=torch.int32),
         merge_index=torch.tensor(flat, dtype=torch.int32),
         n_partials=n_partials,
+        max_rows=max((item[1] for item in items), default=0),
+        total_rows=sum(item[1] for item in items),
     )
 
 
@@ -120,10 +125,14 @@ def check(work: WorkList, n_pages: int, page_size: int) -> None:
     partials = [0] * tokens
     for number, raw in enumerate(work.items.tolist()):
         item = Item(*raw)
+        if item.row_count == 0:
+            continue
         offset = item.key_begin % page_size
         last_page = item.page_begin + (offset + item.key_count - 1) // page_size
         if item.row_begin < 0 or item.row_begin + item.row_count > len(rows):
             raise ValueError(f"item {number} reads rows beyond the {len(rows)} listed: {item}")
+        if item.row_count > work.max_rows:
+            raise ValueError(f"item {number} has more rows than max_rows, {work.max_rows}: {item}")
         if item.key_count < 1 or item.key_begin < 0 or item.page_begin < 0:
             raise ValueError(f"item {number} needs a key run inside its pages: {item}")
         if last_page >= work.pages.shape[0]:
@@ -133,6 +142,8 @@ def check(work: WorkList, n_pages: int, page_size: int) -> None:
         for token in rows[item.row_begin : item.row_begin + item.row_count]:
             seen[token] += 1
             partials[token] += item.partial_begin != DIRECT
+    if int(work.items[:, 1].sum()) > work.total_rows:
+        raise ValueError(f"the items have more rows than total_rows, {work.total_rows}")
     for token, (count, partial) in enumerate(zip(seen, partials, strict=True)):
         begin, end = work.merge_indptr[token : token + 2].tolist()
         if count == 0 or partial != end - begin or (count > 1 and partial != count):

@@ -1,0 +1,280 @@
+"""Attention over a work list: stage 1, and the launch of both stages.
+
+For an item's rows (token t, query head h of K/V head k) and its keys j, in fp32:
+
+    s[r, j] = scale * k_scale * q[t, h] . K[j]        then  cap * tanh(s / cap)  if there is a cap
+    seen    = j <= position[t]                        and  j > position[t] - window  if there is one
+    m = max s    l = sum exp(s - m)    out = sum exp(s - m) V[j] * v_scale / l
+
+Grid: (items, HK) for small tiles, (tiles, HK) for large ones: see `tiles`. Programs beyond the list
+return before they load anything else, so that a launch of fixed size can be recorded and replayed.
+
+Bytes: each program reads 2 D of each key that one of its rows sees, and q and out once. Keys that
+no row of a tile sees, beyond the diagonal or before the window, are not read.
+
+Numerics: products of q and K as they are stored, sums in fp32. Scores are scaled in fp32, not q in
+bf16. exp(x) is exp2(x log2 e). The weights are rounded to the type of q before the second product.
+A row that has seen nothing has m = -inf: it gives 0 and a log-sum of -inf, never NaN.
+
+Tiles of keys begin at multiples of their size, so that a tile lies in one page if pages are not
+smaller. Those that every row sees whole are done first and without masks; the order is free.
+"""
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from ramify.kernels.attention_options import PLAIN, AttentionOptions
+from ramify.kernels.shapes import check_attention
+from ramify.kernels.triton.launch import LOG2E, cdiv, next_power_of_2, precision
+from ramify.kernels.triton.merge import merge_partials
+from ramify.kernels.triton.tiles import Tile, large_tile, small_tile
+from ramify.kernels.work_list import WorkList
+
+
+def paged_attention(
+    q: Tensor,
+    k_pool: Tensor,
+    v_pool: Tensor,
+    work: WorkList,
+    scale: float,
+    options: AttentionOptions = PLAIN,
+) -> Tensor:
+    """softmax(scale * q k^T) v over the keys that the work list gives each token.
+
+    q [T, HQ, D]   k_pool, v_pool [N, HK, P, D] -> [T, HQ, D]
+
+    The pools may be fp8. Indices of the work list are trusted: a GPU cannot report them in time.
+    """
+    check_attention(q, k_pool, v_pool, work.positions, fp8=True)
+    heads, head_dim = q.shape[1:]
+    out = torch.empty_like(q)
+    partial = q.new_empty((work.n_partials, heads, head_dim), dtype=torch.float32)
+    lse = q.new_empty((work.n_partials, heads), dtype=torch.float32)
+    attend_items(q, k_pool, v_pool, work, scale, options, out, partial, lse)
+    merge_partials(partial, lse, work, out)
+    return out
+
+
+def attend_items(
+    q: Tensor,
+    k_pool: Tensor,
+    v_pool: Tensor,
+    work: WorkList,
+    scale: float,
+    options: AttentionOptions,
+    out: Tensor,
+    partial: Tensor,
+    lse: Tensor,
+) -> None:
+    """Stage 1: changes the rows of `out` that an item alone gives, and every partial.
+
+    out [T, HQ, D]   partial [n_partials, HQ, D] fp32   lse [n_partials, HQ] fp32, in base 2
+    """
+    heads, head_dim = q.shape[1:]
+    _, kv_heads, page_size, _ = k_pool.shape
+    group, n_items = heads // kv_heads, work.items.shape[0]
+    small = small_tile(group, head_dim, q.dtype.itemsize)
+    large = large_tile(head_dim, q.dtype.itemsize)
+    launches: list[tuple[int, Tile]] = []
+    some_large = work.max_rows * group > small.rows
+    if n_items > 1 or not some_large:
+        launches.append((n_items, small))
+    if some_large:
+        launches.append((n_items + cdiv(work.total_rows * group, large.rows), large))
+    for programs, tile in launches:
+        attention_kernel[(programs, kv_heads)](
+            q,
+            k_pool,
+            v_pool,
+            work.items,
+            work.rows,
+            work.positions,
+            work.pages,
+            out,
+            partial,
+            lse,
+            n_items,
+            scale * options.k_scale,
+            options.v_scale,
+            options.soft_cap,
+            HQ=heads,
+            HK=kv_heads,
+            D=head_dim,
+            P=page_size,
+            WINDOW=options.window,
+            CAPPED=options.soft_cap > 0,
+            LARGE=tile is large,
+            SMALL_ROWS=small.rows,
+            BLOCK_M=tile.rows,
+            BLOCK_N=tile.keys,
+            BLOCK_D=max(next_power_of_2(head_dim), 16),
+            PRECISION=precision(q),
+            num_warps=tile.warps,
+            num_stages=tile.stages,
+        )
+
+
+@triton.jit
+def attention_kernel(
+    Q, K, V, Items, Rows, Positions, Pages, Out, Partial, Lse,
+    n_items, scale, v_scale, soft_cap,
+    HQ: tl.constexpr, HK: tl.constexpr, D: tl.constexpr, P: tl.constexpr,
+    WINDOW: tl.constexpr, CAPPED: tl.constexpr, LARGE: tl.constexpr, SMALL_ROWS: tl.constexpr,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    G: tl.constexpr = HQ // HK
+    kv_head = tl.program_id(1)
+    if LARGE:
+        item, tile = find_tile(Items, n_items, tl.program_id(0), G, SMALL_ROWS, BLOCK_M)
+        if item < 0:
+            return
+    else:
+        item, tile = tl.program_id(0), 0
+    Item = Items + item * 6
+    row_begin, row_count = tl.load(Item), tl.load(Item + 1)
+    if not LARGE and (row_count == 0) | (row_count * G > SMALL_ROWS):
+        return
+    page_begin, key_begin, key_count = tl.load(Item + 2), tl.load(Item + 3), tl.load(Item + 4)
+    partial_begin = tl.load(Item + 5)
+
+    pair = tile * BLOCK_M + tl.arange(0, BLOCK_M)
+    row = pair // G
+    inside = row < row_count
+    token = tl.load(Rows + row_begin + row, mask=inside, other=0).to(tl.int64)
+    position = tl.load(Positions + token, mask=inside, other=-1)
+    head = kv_head * G + pair % G
+    d = tl.arange(0, BLOCK_D)
+    at = (token * HQ + head)[:, None] * D + d[None, :]
+    q = tl.load(Q + at, mask=inside[:, None] & (d < D)[None, :], other=0.0)
+
+    earliest = tl.min(tl.where(inside, position, 2147483647), 0)
+    begin, end, start, full, full_end = key_bounds(
+        key_begin, key_count, earliest, tl.max(position, 0), WINDOW, LARGE, BLOCK_N
+    )
+    Table = Pages + page_begin - key_begin // P
+    top = tl.full([BLOCK_M], float("-inf"), tl.float32)
+    total = tl.zeros([BLOCK_M], tl.float32)
+    acc = tl.zeros([BLOCK_M, BLOCK_D], tl.float32)
+    if LARGE:
+        for key in tl.range(full, full_end, BLOCK_N):
+            top, total, acc = attend_tile(
+                q, top, total, acc, K, V, Table, kv_head, key, begin, end, position, scale,
+                soft_cap, HK, D, P, WINDOW, CAPPED, False, BLOCK_N, BLOCK_D, PRECISION,
+            )  # fmt: skip
+    n_before = (full - start) // BLOCK_N
+    n_after = (end - full_end + BLOCK_N - 1) // BLOCK_N
+    for i in tl.range(0, n_before + n_after):
+        key = tl.where(i < n_before, start + i * BLOCK_N, full_end + (i - n_before) * BLOCK_N)
+        top, total, acc = attend_tile(
+            q, top, total, acc, K, V, Table, kv_head, key, begin, end, position, scale,
+            soft_cap, HK, D, P, WINDOW, CAPPED, True, BLOCK_N, BLOCK_D, PRECISION,
+        )  # fmt: skip
+
+    some = tl.where(total > 0, total, 1.0)
+    result = acc * (v_scale / some)[:, None]
+    stored = inside[:, None] & (d < D)[None, :]
+    if partial_begin < 0:
+        tl.store(Out + at, result.to(Out.dtype.element_ty), mask=stored)
+    else:
+        place = (partial_begin + row).to(tl.int64) * HQ + head
+        tl.store(Partial + place[:, None] * D + d[None, :], result, mask=stored)
+        tl.store(Lse + place, top + tl.log2(some), mask=inside)
+
+
+@triton.jit
+def find_tile(Items, n_items, number, G, SMALL_ROWS: tl.constexpr, BLOCK_M: tl.constexpr):
+    """(item, tile in it) of a large tile by its number, or (-1, 0) beyond the last.
+
+    The last tile of an item comes first: under a causal limit it has the most keys to read.
+    """
+    item, tile, before = -1, 0, 0
+    for begin in tl.range(0, n_items, 128):
+        i = begin + tl.arange(0, 128)
+        pairs = tl.load(Items + i * 6 + 1, mask=i < n_items, other=0) * G
+        count = tl.where(pairs > SMALL_ROWS, (pairs + BLOCK_M - 1) // BLOCK_M, 0)
+        end = before + tl.cumsum(count, 0)
+        mine = (number < end) & (number >= end - count)
+        item = tl.maximum(item, tl.max(tl.where(mine, i, -1), 0))
+        tile = tl.maximum(tile, tl.max(tl.where(mine, end - 1 - number, 0), 0))
+        before += tl.sum(count, 0)
+    return item, tile
+
+
+@triton.jit
+def key_bounds(
+    key_begin, key_count, earliest, latest,
+    WINDOW: tl.constexpr, LARGE: tl.constexpr, BLOCK_N: tl.constexpr,
+):  # fmt: skip
+    """Keys that some row sees, begin .. end; the first tile's key; tiles that all rows see whole.
+
+    start <= begin <= full <= full_end <= end: masks are needed before `full` and from `full_end`.
+    """
+    begin, end = key_begin, tl.minimum(key_begin + key_count, latest + 1)
+    if WINDOW > 0:
+        begin = tl.maximum(begin, earliest - WINDOW + 1)
+    start = begin // BLOCK_N * BLOCK_N
+    full, full_end = start, start
+    if LARGE:
+        full = (begin + BLOCK_N - 1) // BLOCK_N * BLOCK_N
+        if WINDOW > 0:
+            full = tl.maximum(full, (latest - WINDOW + BLOCK_N) // BLOCK_N * BLOCK_N)
+        full_end = tl.minimum(end, earliest + 1) // BLOCK_N * BLOCK_N
+        none = full_end <= full
+        full = tl.where(none, start, full)
+        full_end = tl.where(none, start, full_end)
+    return begin, end, start, full, full_end
+
+
+@triton.jit
+def attend_tile(
+    q, top, total, acc, K, V, Table, kv_head, first, begin, end, position, scale, soft_cap,
+    HK: tl.constexpr, D: tl.constexpr, P: tl.constexpr, WINDOW: tl.constexpr,
+    CAPPED: tl.constexpr, MASKED: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr,
+    PRECISION: tl.constexpr,
+):  # fmt: skip
+    """The running maximum, sum and result after the keys first .. first + BLOCK_N - 1."""
+    n = tl.arange(0, BLOCK_N)
+    key = first + n
+    listed = (key >= begin) & (key < end)
+    if P % BLOCK_N == 0:  # one page
+        page = tl.load(Table + first // P).to(tl.int64)
+        slot = (page * HK + kv_head) * P + first % P + n
+    else:
+        page = tl.load(Table + key // P, mask=listed, other=0).to(tl.int64)
+        slot = (page * HK + kv_head) * P + key % P
+    k = load_rows(K, slot, listed, D, BLOCK_D, MASKED).to(q.dtype)
+    s = tl.dot(q, tl.trans(k), input_precision=PRECISION)
+    if CAPPED:
+        s = soft_cap * (2 * tl.sigmoid(s * (2 * scale / soft_cap)) - 1) * LOG2E
+    else:
+        s = s * (scale * LOG2E)
+    if MASKED:
+        seen = listed[None, :] & (key[None, :] <= position[:, None])
+        if WINDOW > 0:
+            seen = seen & (key[None, :] > position[:, None] - WINDOW)
+        s = tl.where(seen, s, float("-inf"))
+    new_top = tl.maximum(top, tl.max(s, 1))
+    shift = tl.where(new_top == float("-inf"), 0.0, new_top) if MASKED else new_top
+    p = tl.exp2(s - shift[:, None])
+    shrink = tl.exp2(top - shift)
+    v = load_rows(V, slot, listed, D, BLOCK_D, MASKED).to(q.dtype)
+    acc = tl.dot(p.to(q.dtype), v, acc * shrink[:, None], input_precision=PRECISION)
+    return new_top, total * shrink + tl.sum(p, 1), acc
+
+
+@triton.jit
+def load_rows(
+    Pool, slot, listed, D: tl.constexpr, BLOCK_D: tl.constexpr, MASKED: tl.constexpr
+):  # fmt: skip
+    """Rows of a pool by their slots; zero where not listed, as what is there may be anything."""
+    d = tl.arange(0, BLOCK_D)
+    at = slot[:, None] * D + d[None, :]
+    if MASKED:
+        x = tl.load(Pool + at, mask=listed[:, None] & (d < D)[None, :], other=0.0)
+    elif D < BLOCK_D:
+        x = tl.load(Pool + at, mask=(d < D)[None, :], other=0.0)
+    else:
+        x = tl.load(Pool + at)
+    return x

@@ -1,0 +1,41 @@
+"""Which tile of queries and keys a program of the attention kernel works on.
+
+An item's tile rows are its (row, query head of one K/V head) pairs: an item of one row is a tile of
+G rows, which share every key that is read. There are two launches, as a tile of many rows wastes
+registers on few, and a tile of few rows reads the keys of many too often:
+
+    small   items whose pairs fit one tile of 16 (or G) rows; program = item: decode
+    large   the others, in tiles of 64 or 128 rows: prefill, and trunks that many requests share
+"""
+
+from typing import NamedTuple
+
+from ramify.kernels.triton.launch import next_power_of_2
+
+MIN_ROWS = 16  # what a matrix product needs
+WIDE = 128  # above this many elements of a head, tiles are halved to fit registers
+
+
+class Tile(NamedTuple):
+    """Sides of a tile, and what a program that works on it is given."""
+
+    rows: int
+    keys: int
+    warps: int
+    stages: int  # tiles of keys and values that are under way at a time
+
+
+def small_tile(group: int, head_dim: int, key_bytes: int) -> Tile:
+    """The tile of decode: bound by memory, so two further tiles of keys are always under way."""
+    rows = min(max(MIN_ROWS, next_power_of_2(group)), 64)
+    wide = next_power_of_2(head_dim) * key_bytes > 2 * WIDE
+    return Tile(rows, 32 if wide else 64, 4, 2 if wide else 3)
+
+
+def large_tile(head_dim: int, key_bytes: int) -> Tile:
+    """The tile of prefill: bound by products, so it has as many rows as registers allow."""
+    if key_bytes == 4:
+        return Tile(32, 32, 4, 1)  # fp32 is for tests: its products do not use tensor cores
+    if next_power_of_2(head_dim) > WIDE:
+        return Tile(64, 32, 4, 2)
+    return Tile(128, 64, 8, 2)
