@@ -47,6 +47,17 @@ TABLE = {
     "mask_logits": {
         "reference": _REFERENCE + "logits:mask_logits",
         "cpu": _CPU + "logits:mask_logits",
+        "triton": _TRITON + "logits:mask_logits",
+    },
+    "adjust_logits": {
+        "reference": _REFERENCE + "sampling:adjust_logits",
+        "cpu": _REFERENCE + "sampling:adjust_logits",
+        "triton": _TRITON + "logits:adjust_logits",
+    },
+    "sample": {
+        "reference": _REFERENCE + "sampling:sample",
+        "cpu": _REFERENCE + "sampling:sample",
+        "triton": _TRITON + "sampling:sample",
     },
     "paged_attention": {
         "reference": _REFERENCE + "attention:paged_attention",

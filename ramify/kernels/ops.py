@@ -9,6 +9,7 @@ from typing import Protocol
 
 from torch import Tensor
 
+from ramify.kernels.drawing import Adjustments, Draws
 from ramify.kernels.packed_linear import PackedLinear
 from ramify.kernels.work_list import WorkList
 
@@ -89,4 +90,22 @@ class Ops(Protocol):
         What a mask is too short for is masked too. The other rows stay as they are.
 
         logits [L, V] (changed)   rows [M] int64   mask [M, W] int32
+        """
+
+    def adjust_logits(self, logits: Tensor, adjustments: Adjustments) -> None:
+        """Change the listed rows of logits by penalties, then bias, then masks, in place.
+
+        seen:        x = x / repetition if x > 0 else x * repetition
+        then:        x -= frequency * count;  x -= presence * (count > 0);  x += bias
+        masked out:  x = -inf
+
+        logits [L, V] (changed)
+        """
+
+    def sample(self, logits: Tensor, draws: Draws) -> Tensor:
+        """A token per row, drawn by its own random number; -1 where no logit is above -inf.
+
+        Temperature, then top_k, top_p of what is left, min_p relative to the likeliest.
+
+        logits [L, V] -> [L] int64
         """
