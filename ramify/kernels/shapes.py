@@ -116,3 +116,21 @@ def check_mask_logits(logits: Tensor, rows: Tensor, mask: Tensor) -> None:
         raise ValueError(f"mask must have 2 axes, got {mask.dim()}")
     check_dense("mask", mask, torch.int32, *mask.shape)
     check_dense("rows", rows, torch.int64, len(mask))
+
+
+def check_copies(keys: Tensor, values: Tensor, copies: Tensor) -> None:
+    """Raise ValueError unless both pools are [layers, N, HK, P, D] and copies [n, 3]."""
+    if keys.dim() != 5:
+        raise ValueError(f"keys must be [layers, pages, kv heads, P, D], got {list(keys.shape)}")
+    check_dense("keys", keys, keys.dtype, *keys.shape)
+    check_dense("values", values, keys.dtype, *keys.shape)
+    check_dense("copies", copies, torch.int64, len(copies), 3)
+
+
+def check_pages(keys: Tensor, values: Tensor, pages: Tensor, slots: Tensor, where: Tensor) -> None:
+    """Raise ValueError unless slots are [S, 2, layers, HK, P, D]; pages and where [n]."""
+    check_copies(keys, values, pages.new_empty((0, 3)))
+    layers, _, *page = keys.shape
+    check_dense("slots", slots, keys.dtype, len(slots), 2, layers, *page)
+    check_dense("pages", pages, torch.int64, len(pages))
+    check_dense("where", where, torch.int64, len(pages))

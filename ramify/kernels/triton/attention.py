@@ -176,6 +176,9 @@ def attention_kernel(
     result = acc * (v_scale / some)[:, None]
     stored = inside[:, None] & (d < D)[None, :]
     if partial_begin < 0:
+        # loaded again: kept, the places in q would fill the registers that the loops need
+        token = tl.load(Rows + row_begin + row, mask=inside, other=0).to(tl.int64)
+        at = (token * HQ + head)[:, None] * D + d[None, :]
         tl.store(Out + at, result.to(Out.dtype.element_ty), mask=stored)
     else:
         place = (partial_begin + row).to(tl.int64) * HQ + head
@@ -238,13 +241,13 @@ def attend_tile(
     n = tl.arange(0, BLOCK_N)
     key = first + n
     listed = (key >= begin) & (key < end)
-    if P % BLOCK_N == 0:  # one page
+    if P % BLOCK_N == 0:  # one page: only a scalar needs 64 bits
         page = tl.load(Table + first // P).to(tl.int64)
-        slot = (page * HK + kv_head) * P + first % P + n
+        base, slot = ((page * HK + kv_head) * P + first % P) * D, n
     else:
         page = tl.load(Table + key // P, mask=listed, other=0).to(tl.int64)
-        slot = (page * HK + kv_head) * P + key % P
-    k = load_rows(K, slot, listed, D, BLOCK_D, MASKED).to(q.dtype)
+        base, slot = 0, (page * HK + kv_head) * P + key % P
+    k = load_rows(K + base, slot, listed, D, BLOCK_D, MASKED).to(q.dtype)
     s = tl.dot(q, tl.trans(k), input_precision=PRECISION)
     if CAPPED:
         s = soft_cap * (2 * tl.sigmoid(s * (2 * scale / soft_cap)) - 1) * LOG2E
@@ -259,7 +262,7 @@ def attend_tile(
     shift = tl.where(new_top == float("-inf"), 0.0, new_top) if MASKED else new_top
     p = tl.exp2(s - shift[:, None])
     shrink = tl.exp2(top - shift)
-    v = load_rows(V, slot, listed, D, BLOCK_D, MASKED).to(q.dtype)
+    v = load_rows(V + base, slot, listed, D, BLOCK_D, MASKED).to(q.dtype)
     acc = tl.dot(p.to(q.dtype), v, acc * shrink[:, None], input_precision=PRECISION)
     return new_top, total * shrink + tl.sum(p, 1), acc
 

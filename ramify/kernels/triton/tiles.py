@@ -35,7 +35,7 @@ def small_tile(group: int, head_dim: int, key_bytes: int) -> Tile:
 def large_tile(head_dim: int, key_bytes: int) -> Tile:
     """The tile of prefill: bound by products, so it has as many rows as registers allow."""
     if key_bytes == 4:
-        return Tile(32, 32, 4, 1)  # fp32 is for tests: its products do not use tensor cores
+        return Tile(32, 32, 8, 1)  # fp32 is for tests: its products do not use tensor cores
     if next_power_of_2(head_dim) > WIDE:
-        return Tile(64, 32, 4, 2)
+        return Tile(64, 32, 8, 2)
     return Tile(128, 64, 8, 2)
