@@ -64,6 +64,31 @@ TABLE = {
         "cpu": _CPU + "attention:paged_attention",
         "triton": _TRITON + "attention:paged_attention",
     },
+    "silu_mul_fp8": {
+        "reference": _REFERENCE + "quantised:silu_mul_fp8",
+        "cpu": _REFERENCE + "quantised:silu_mul_fp8",
+        "triton": _TRITON + "activation:silu_mul_fp8",
+    },
+    "quantise_rows": {
+        "reference": _REFERENCE + "quantised:quantise_rows",
+        "cpu": _REFERENCE + "quantised:quantise_rows",
+        "triton": _TRITON + "fp8:quantise_rows",
+    },
+    "linear_fp8_rows": {
+        "reference": _REFERENCE + "quantised:linear_fp8_rows",
+        "cpu": _REFERENCE + "quantised:linear_fp8_rows",
+        "triton": _TRITON + "fp8:linear_fp8_rows",
+    },
+    "linear_fp8_blocks": {
+        "reference": _REFERENCE + "quantised:linear_fp8_blocks",
+        "cpu": _REFERENCE + "quantised:linear_fp8_blocks",
+        "triton": _TRITON + "fp8:linear_fp8_blocks",
+    },
+    "linear_int4": {
+        "reference": _REFERENCE + "quantised:linear_int4",
+        "cpu": _REFERENCE + "quantised:linear_int4",
+        "triton": _TRITON + "w4a16:linear_int4",
+    },
 }
 
 

@@ -7,10 +7,12 @@ Arguments of the wrong size or type raise ValueError.
 
 from typing import Protocol
 
+import torch
 from torch import Tensor
 
 from ramify.kernels.drawing import Adjustments, Draws
 from ramify.kernels.packed_linear import PackedLinear
+from ramify.kernels.quantised_linear import Fp8Blocks, Fp8Rows, Int4Linear
 from ramify.kernels.work_list import WorkList
 
 
@@ -108,4 +110,36 @@ class Ops(Protocol):
         Temperature, then top_k, top_p of what is left, min_p relative to the likeliest.
 
         logits [L, V] -> [L] int64
+        """
+
+    def silu_mul_fp8(self, gate_up: Tensor) -> tuple[Tensor, Tensor]:
+        """quantise_rows(silu_mul(gate_up)).
+
+        gate_up [T, 2 I] -> [T, I] e4m3, [T] fp32
+        """
+
+    def quantise_rows(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """x ~ value * scale, with scale = max |x| / 448 over the row, or 1 for a row of zeros.
+
+        x [T, K] -> [T, K] e4m3, [T] fp32
+        """
+
+    def linear_fp8_rows(
+        self, value: Tensor, scale: Tensor, packed: Fp8Rows, dtype: torch.dtype
+    ) -> Tensor:
+        """(value * scale) @ (weight * weight scale)^T + bias, rounded to dtype.
+
+        value [T, in] e4m3   scale [T] fp32 -> [T, out]
+        """
+
+    def linear_fp8_blocks(self, x: Tensor, packed: Fp8Blocks) -> Tensor:
+        """x @ weight^T + bias, with x taken to fp8 by 128 columns of a row at a time.
+
+        x [T, in] -> [T, out]
+        """
+
+    def linear_int4(self, x: Tensor, packed: Int4Linear) -> Tensor:
+        """x @ weight^T + bias, with the weight widened and rounded to the type of x.
+
+        x [T, in] -> [T, out]
         """
