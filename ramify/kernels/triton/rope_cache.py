@@ -111,10 +111,10 @@ def rope_write_kv_kernel(
         head = (block - Q_BLOCKS - K_BLOCKS) * HEADS + i
         mask = (head < HK)[:, None] & in_half[None, :]
         Value = Token + (HQ + HK) * D + head[:, None] * D + d[None, :]
-        low = tl.load(Value, mask=mask, other=0.0)
-        high = tl.load(Value + D // 2, mask=mask, other=0.0)
-        store_half(VPool, slot, head, d, low, mask, v_inverse, HK, D, P, FP8)
-        store_half(VPool, slot, head, d + D // 2, high, mask, v_inverse, HK, D, P, FP8)
+        v_low = tl.load(Value, mask=mask, other=0.0)
+        v_high = tl.load(Value + D // 2, mask=mask, other=0.0)
+        store_half(VPool, slot, head, d, v_low, mask, v_inverse, HK, D, P, FP8)
+        store_half(VPool, slot, head, d + D // 2, v_high, mask, v_inverse, HK, D, P, FP8)
 
 
 @triton.jit
