@@ -89,6 +89,16 @@ TABLE = {
         "cpu": _REFERENCE + "quantised:linear_int4",
         "triton": _TRITON + "w4a16:linear_int4",
     },
+    "route_experts": {
+        "reference": _REFERENCE + "moe:route_experts",
+        "cpu": _REFERENCE + "moe:route_experts",
+        "triton": _TRITON + "moe:route_experts",
+    },
+    "moe_mlp": {
+        "reference": _REFERENCE + "moe:moe_mlp",
+        "cpu": _REFERENCE + "moe:moe_mlp",
+        "triton": _TRITON + "moe:moe_mlp",
+    },
 }
 
 

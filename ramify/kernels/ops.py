@@ -143,3 +143,22 @@ class Ops(Protocol):
 
         x [T, in] -> [T, out]
         """
+
+    def route_experts(self, logits: Tensor, top: int, renormalise: bool) -> tuple[Tensor, Tensor]:
+        """The X = `top` experts of the largest softmax, and their shares, the likeliest first.
+
+        With renormalise the shares of a token sum to 1.
+
+        logits [T, experts] -> [T, X] fp32, [T, X] int32
+        """
+
+    def moe_mlp(
+        self, x: Tensor, gate_up: Tensor, down: Tensor, shares: Tensor, experts: Tensor
+    ) -> Tensor:
+        """The sum over a token's experts of share * down[e] silu_mul(gate_up[e] x).
+
+        Rounded after each product and after silu_mul, and once after the sum.
+
+        x [T, C]   gate_up [experts, 2 I, C]   down [experts, C, I]
+        shares [T, X] fp32   experts [T, X] int32, from `route_experts` -> [T, C]
+        """
