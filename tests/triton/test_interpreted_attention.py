@@ -8,13 +8,14 @@ from dataclasses import replace
 
 import pytest
 import torch
-from steps import TOLERANCE, make_step
+from steps import TOLERANCE, Step, make_step
 
 from ramify.kernels.attention_options import PLAIN, AttentionOptions
 from ramify.kernels.reference.attention import paged_attention as reference
 from ramify.kernels.shapes import FP8
 from ramify.kernels.triton.attention import attend_items, paged_attention
 from ramify.kernels.triton.merge import merge_partials
+from ramify.radix_cache.kv_pool import untouched
 
 MIXED = [(1, 1), (16, 1), (33, 1), (5, 5), (80, 20), (130, 40)]
 SHAPES = [(2, 2, 64), (3, 1, 80), (6, 2, 96), (8, 1, 128), (2, 1, 256), (2, 1, 8)]
@@ -121,6 +122,19 @@ def test_large_scores_do_not_overflow():
     step = make_step([(100, 40)], 4, 2, 16, torch.float32)
     step.q *= 1e3  # scores of some thousands: exp of them is infinite in fp32
     torch.testing.assert_close(step.run(paged_attention), step.run(reference), atol=1e-2, rtol=1e-2)
+
+
+def test_pools_of_more_than_two_to_the_31_elements():
+    """The pages in use are the last of a pool too large for 32 bits; the rest is never touched."""
+    step = make_step([(40, 1), (90, 30)], 4, 2, 64, torch.bfloat16, page=64)
+    n_pages, *page = step.k_pool.shape
+    offset = 2**31 // step.k_pool[0].numel() + 1
+    pools = [untouched((offset + n_pages, *page), torch.bfloat16) for _ in range(2)]
+    for pool, small in zip(pools, (step.k_pool, step.v_pool), strict=True):
+        pool[offset:] = small
+    work = replace(step.work, pages=step.work.pages + offset)
+    assert_same(Step(step.q, *pools, work))
+    assert torch.equal(Step(step.q, *pools, work).run(paged_attention), step.run(paged_attention))
 
 
 def guarded(*shape, dtype=torch.float32):

@@ -6,6 +6,7 @@ import torch
 from ramify.kernels.reference import cache, pages
 from ramify.kernels.shapes import FP8
 from ramify.kernels.triton import page_copy, rope_cache
+from ramify.radix_cache.kv_pool import untouched
 
 SHAPES = [(2, 2, 64), (9, 3, 80), (16, 2, 128), (3, 1, 256), (33, 11, 16)]
 
@@ -88,6 +89,27 @@ def test_copies_of_the_first_slots(dtype):
     for x, y in zip(mine, oracle, strict=True):
         assert torch.equal(bits(x), bits(y))
     assert not torch.equal(mine[0][:, 1, :, 1:].float(), mine[0][:, 4, :, 1:].float())
+
+
+def test_pools_of_more_than_two_to_the_31_elements():
+    """Only the last pages are touched: an offset of 32 bits would be outside the pool."""
+    page, (kv_heads, size, head_dim) = 2**14, (2, 64, 128)
+    n_pages = 2**31 // page + 3
+    qkv, positions, _, cos_sin, *_ = rope_inputs(4, kv_heads, head_dim, torch.bfloat16)
+    slots = torch.arange(5) + (n_pages - 2) * size
+    results = []
+    for rope_write_kv, copy in (
+        (rope_cache.rope_write_kv, page_copy.copy_pages),
+        (cache.rope_write_kv, pages.copy_pages),
+    ):
+        pool = untouched((2, n_pages, kv_heads, size, head_dim), torch.bfloat16)
+        rope_write_kv(qkv, positions, slots, cos_sin, *pool, 4)
+        layer_of_keys, layer_of_values = pool[:1], pool[1:]
+        copies = torch.tensor([[n_pages - 2, n_pages - 1, 3]])
+        copy(layer_of_keys, layer_of_values, copies)
+        results.append(pool[:, -2:].float())
+    torch.testing.assert_close(*results, atol=2e-2, rtol=2e-2)
+    assert results[0][:, 1, :, :3].abs().min() > 0
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32, FP8])

@@ -16,7 +16,7 @@ from ramify.kernels.triton.launch import next_power_of_2
 from ramify.kernels.work_list import WorkList
 
 MANY_TOKENS = 1024  # as many programs keep a GPU busy without splitting their heads
-PARTS = 16  # partials of a token that are read at a time
+PARTS_ELEMENTS = 2048  # of a token's partials that are read at a time
 
 
 def merge_partials(partial: Tensor, lse: Tensor, work: WorkList, out: Tensor) -> None:
@@ -27,6 +27,7 @@ def merge_partials(partial: Tensor, lse: Tensor, work: WorkList, out: Tensor) ->
     tokens, heads, head_dim = out.shape
     if work.n_partials == 0:
         return
+    block = next_power_of_2(head_dim)
     per_program = heads if tokens >= MANY_TOKENS else 1
     merge_kernel[(tokens, heads // per_program)](
         partial,
@@ -37,8 +38,8 @@ def merge_partials(partial: Tensor, lse: Tensor, work: WorkList, out: Tensor) ->
         HEADS=per_program,
         HQ=heads,
         D=head_dim,
-        BLOCK_D=next_power_of_2(head_dim),
-        PARTS=PARTS,
+        BLOCK_D=block,
+        PARTS=max(PARTS_ELEMENTS // block, 4),
         num_warps=4,
     )
 
