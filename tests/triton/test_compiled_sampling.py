@@ -36,7 +36,7 @@ def test_sample_is_two_launches(width, arch):
     with recording(arch) as launches:
         sample(torch.zeros(ROWS, width), draws)
     print("\n" + table(launches))
-    assert [launch.grid for launch in launches] == [(ROWS, -(-width // 4096), 1), (ROWS, 1, 1)]
+    assert [launch.grid for launch in launches] == [(ROWS, -(-width // 2048), 1), (ROWS, 1, 1)]
     assert all(launch.spills == 0 for launch in launches)
 
 
