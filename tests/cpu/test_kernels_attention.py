@@ -211,6 +211,16 @@ def test_two_threads_give_the_same_bits():
     assert torch.equal(step.run(OPS), alone)
 
 
+def test_items_without_rows_fill_a_list():
+    sequences = spread([(40, 3), (20, 1)])
+    step = make_step(sequences, plain(sequences, 2), 4, 2, 16, torch.float32)
+    items = torch.nn.functional.pad(step.work.items, (0, 0, 2, 3))
+    filled = replace(step.work, items=items)
+    check(filled, len(step.k_pool), PAGE)
+    for ops in (OPS, REFERENCE):
+        assert torch.equal(replace(step, work=filled).run(ops), step.run(ops))
+
+
 def test_large_scores_do_not_overflow():
     sequences = spread([(100, 40)])
     step = make_step(sequences, plain(sequences), 4, 2, 16, torch.float32)

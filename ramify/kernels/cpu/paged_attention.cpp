@@ -252,6 +252,7 @@ bool in_range(const Problem<T>& p) {
     const Item* items = reinterpret_cast<const Item*>(p.items);
     for (int64_t i = 0; i < p.n_items; i++) {
         const Item& item = items[i];
+        if (item.row_count == 0) continue;  // fills the list
         if (item.row_begin < 0 || item.row_count < 0 || item.page_begin < 0 ||
             item.key_begin < 0 || item.key_count < 1 || item.partial_begin < -1)
             return false;
