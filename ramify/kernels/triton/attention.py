@@ -75,7 +75,7 @@ def attend_items(
     heads, head_dim = q.shape[1:]
     _, kv_heads, page_size, _ = k_pool.shape
     group, n_items = heads // kv_heads, work.items.shape[0]
-    small = small_tile(group, head_dim, q.dtype.itemsize)
+    small = small_tile(group, head_dim, k_pool.dtype.itemsize)
     large = large_tile(head_dim, q.dtype.itemsize)
     launches: list[tuple[int, Tile]] = []
     some_large = work.max_rows * group > small.rows

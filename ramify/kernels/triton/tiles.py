@@ -22,19 +22,25 @@ class Tile(NamedTuple):
     rows: int
     keys: int
     warps: int
-    stages: int  # tiles of keys and values that are under way at a time
+    stages: int  # depth of the pipeline that brings keys and values
 
 
-def small_tile(group: int, head_dim: int, key_bytes: int) -> Tile:
-    """The tile of decode: bound by memory, so two further tiles of keys are always under way."""
+STAGES = {1: 2, 2: 5, 4: 2}  # by bytes of a number in the pool; fp8 needs its registers to widen
+
+
+def small_tile(group: int, head_dim: int, pool_bytes: int) -> Tile:
+    """The tile of decode: bound by memory, so further tiles of keys are always under way.
+
+    It takes five stages for two of them: the page number, which must come first, takes up the rest.
+    """
     rows = min(max(MIN_ROWS, next_power_of_2(group)), 64)
-    wide = next_power_of_2(head_dim) * key_bytes > 2 * WIDE
-    return Tile(rows, 32 if wide else 64, 4, 2 if wide else 3)
+    wide = next_power_of_2(head_dim) > WIDE or pool_bytes == 4
+    return Tile(rows, 32 if wide else 64, 4, STAGES[pool_bytes])
 
 
-def large_tile(head_dim: int, key_bytes: int) -> Tile:
+def large_tile(head_dim: int, query_bytes: int) -> Tile:
     """The tile of prefill: bound by products, so it has as many rows as registers allow."""
-    if key_bytes == 4:
+    if query_bytes == 4:
         return Tile(32, 32, 8, 1)  # fp32 is for tests: its products do not use tensor cores
     if next_power_of_2(head_dim) > WIDE:
         return Tile(64, 32, 8, 2)
