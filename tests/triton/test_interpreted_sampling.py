@@ -66,6 +66,16 @@ def test_the_ends_of_the_unit_interval():
         assert torch.equal(sample_in_blocks(logits, draws, 32), twin.sample(logits, draws))
 
 
+def test_min_p_keeps_what_has_just_its_share():
+    logits = torch.tensor([[0.5 * 0.999, 1.0, 0.5 * 1.001], [0.5, 1.0, 0.1]]).log()
+    ones = torch.ones(2)
+    draws = Draws(ones, -ones.int(), ones.double(), ones / 2, ones.double() - 2**-53)
+    assert sample(logits, draws).tolist() == twin.sample(logits, draws).tolist()
+    assert sample(logits[:1], Draws(*(x[:1] for x in vars(draws).values()))).tolist() == [2]
+    draws.min_p.fill_(0.501)
+    assert sample(logits, draws).tolist() == [1, 1]
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_narrow_logits_in_one_block(dtype):
     logits, draws = torch.randn(8, 60).to(dtype), random_draws(8)
