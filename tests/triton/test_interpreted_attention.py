@@ -47,6 +47,12 @@ def test_any_page_size(page):
     assert_same(make_step(MIXED, 4, 2, 16, torch.bfloat16, page=page))
 
 
+@pytest.mark.parametrize("start", [30, 31, 32, 62, 63, 64])
+def test_a_chunk_that_begins_at_the_edge_of_a_tile(start):
+    """A tile is read without masks only if its last key is before all of the chunk's rows."""
+    assert_same(make_step([(start + 20, 20)], 4, 2, 16, torch.float32, page=64))
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("requests", [2, 7])
 def test_a_trunk_is_read_once_and_merged(requests, dtype):
