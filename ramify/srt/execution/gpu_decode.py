@@ -80,15 +80,14 @@ class DecodeSteps:
         """Whether a step of n rows can be one of these."""
         return n <= self._sizes[-1]
 
-    def forward(
-        self, admissions: tuple[int, ...], rows: Sequence[DecodeRow], moved: bool
-    ) -> Tensor:
+    def forward(self, admissions: tuple[int, ...], rows: Sequence[DecodeRow]) -> Tensor:
         """Compute the rows; their logits [n, V] fp32, valid until the next step.
 
-        `admissions` say who the rows are; `moved` that a page of theirs is another one now.
+        `admissions` say who the rows are. The same ones share and read the same keys as before,
+        even if a page was replaced: by one that holds the same.
         """
         self._age += 1
-        if moved or admissions != self._of or self._age >= PLAN_AGAIN:
+        if admissions != self._of or self._age >= PLAN_AGAIN:
             self._load(rows)
             self._of, self._age = admissions, 0
         self._current.forward()

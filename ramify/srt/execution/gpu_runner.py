@@ -192,10 +192,10 @@ class GpuRunner:
 
     def _forward_recorded(self, decode: DecodeSteps, chunks: Sequence[Chunk]) -> Tensor:
         """Logits [n, V] of a step of single rows, after telling the device what has changed."""
-        rows, moved = [], False
+        rows = []
         for chunk in chunks:
             row = self._rows[chunk.request_id]
-            moved |= self._send_pages(row, chunk.pages)
+            self._send_pages(row, chunk.pages)
             if row.position != chunk.start:
                 self._state.put("position", row.index, chunk.start)
             if not chunk.follows:
@@ -203,18 +203,16 @@ class GpuRunner:
             row.position = chunk.start + 1
             rows.append(DecodeRow(row.index, chunk.start, chunk.pages))
         self._state.flush()
-        return decode.forward(tuple(chunk.admission for chunk in chunks), rows, moved)
+        return decode.forward(tuple(chunk.admission for chunk in chunks), rows)
 
-    def _send_pages(self, row: GpuRow, pages: tuple[int, ...]) -> bool:
-        """Change the device's page table into `pages`; True if that is more than an addition."""
-        old = row.pages
-        if pages is old or pages == old:
-            return False
-        n = len(old)
-        added = pages[:n] == old
-        self._state.put_pages(row.index, *((n, pages[n:]) if added else (0, pages)))
+    def _send_pages(self, row: GpuRow, pages: tuple[int, ...]) -> None:
+        """Change the device's page table into `pages`: mostly one more now and then."""
+        n = len(row.pages)
+        if pages[:n] != row.pages:
+            n = 0
+        if n < len(pages):
+            self._state.put_pages(row.index, n, pages[n:])
         row.pages = pages
-        return not added
 
     def _forward(self, chunks: Sequence[Chunk]) -> tuple[Tensor, Tensor]:
         """Logits of the sampled rows [n, V] and of the target rows, of chunks of any kind."""
