@@ -61,7 +61,7 @@ def make_step(kinds, heads, kv_heads, head_dim, dtype, *, page=16, trunk=0, spli
         for run in runs:
             length = run.start + run.n_rows
             for i, number in enumerate(run.pages):
-                used = min(page, length - i * page)
+                used = max(min(page, length - i * page), 0)
                 pool[number, :, :used] = torch.randn(kv_heads, used, head_dim, generator=generator)
         pools.append(pool.to(stored or dtype))
     q = torch.randn(len(positions), heads, head_dim, generator=generator).to(dtype)

@@ -4,6 +4,7 @@ Pages outside the work list, and unused slots of the pages in it, hold NaN: a ke
 of them cannot pass, because NaN spreads.
 """
 
+import math
 from dataclasses import replace
 
 import pytest
@@ -11,6 +12,7 @@ import torch
 from steps import TOLERANCE, Step, make_step
 
 from ramify.kernels.attention_options import PLAIN, AttentionOptions
+from ramify.kernels.reference.attention import merge
 from ramify.kernels.reference.attention import paged_attention as reference
 from ramify.kernels.shapes import FP8
 from ramify.kernels.triton.attention import attend_items, paged_attention
@@ -73,10 +75,27 @@ def test_long_runs_are_split_and_merged():
     assert_same(step)
 
 
-def test_more_partials_than_are_read_at_a_time():
-    step = make_step([(20 * 256, 1)], 2, 2, 16, torch.float32, page=64, splits=20)
-    assert step.work.n_partials == 20
+def test_rows_without_partials_keep_their_result():
+    """One request is too short for the trunk that the others share."""
+    step = make_step([(90, 1), (80, 3), (30, 2)], 4, 2, 16, torch.float32, trunk=4)
+    assert 0 in step.work.merge_indptr.diff()
+    assert step.work.n_partials > 0
     assert_same(step)
+
+
+@pytest.mark.parametrize("unseen", [0, 3, 8, 9])
+def test_partials_are_merged_eight_at_a_time(unseen):
+    """Some saw nothing: if those are the first eight, the running maximum is -inf after them."""
+    n = 12
+    partial, lse = torch.randn(n, 2, 256), torch.randn(n, 2)
+    lse[:unseen] = -torch.inf
+    partial[:unseen] = 0
+    work = make_step([(1, 1)], 2, 2, 8, torch.float32).work
+    indptr, index = torch.tensor([0, n]).int(), torch.arange(n).int()
+    work = replace(work, merge_indptr=indptr, merge_index=index, n_partials=n)
+    out = torch.full((1, 2, 256), torch.nan)
+    merge_partials(partial, lse / math.log(2), work, out)
+    torch.testing.assert_close(out[0], merge(partial, lse), atol=1e-5, rtol=1e-5)
 
 
 def test_rows_that_see_nothing_of_an_item_weigh_nothing():

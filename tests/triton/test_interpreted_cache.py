@@ -50,6 +50,8 @@ def test_rope_and_write(heads, kv_heads, head_dim, dtype, normed):
     norms = [torch.rand(head_dim).to(dtype) + 0.5 if normed else None for _ in range(2)]
     mine, oracle = both(rope_inputs(heads, kv_heads, head_dim, dtype), *norms, 1e-5)
     assert_close(mine, oracle, {torch.float32: 1e-5}.get(dtype, 2e-2))
+    if dtype is not torch.float32:  # rounded where the reference rounds, not only as near
+        assert (mine[0] == oracle[0]).float().mean() > 0.95
     assert torch.equal(bits(mine[2]), bits(oracle[2]))
 
 
