@@ -8,11 +8,14 @@ from torch import Tensor
 
 from ramify.radix_cache.plans import PageCopy
 
+CPU = torch.device("cpu")
+
 
 class KvPool:
     """Keys and values, each [layers, pages, kv heads, P, head_dim] in one number type.
 
-    The memory is zero and untouched at first, so a large pool costs only what is used of it.
+    The memory is zero at first. On a CPU it is untouched, so a large pool costs only what is used
+    of it; elsewhere all of it is taken at once.
     """
 
     def __init__(
@@ -23,12 +26,12 @@ class KvPool:
         page_size: int,
         head_dim: int,
         dtype: torch.dtype,
+        device: torch.device = CPU,
     ) -> None:
         shape = (n_layers, n_pages, n_kv_heads, page_size, head_dim)
         self.page_size = page_size
         self.n_pages = n_pages
-        self.keys = untouched(shape, dtype)
-        self.values = untouched(shape, dtype)
+        self.keys, self.values = (_zeros(shape, dtype, device) for _ in ("keys", "values"))
         self.layers: list[tuple[Tensor, Tensor]] = list(zip(self.keys, self.values, strict=True))
 
     def copy(self, copies: tuple[PageCopy, ...]) -> None:
@@ -43,6 +46,12 @@ def bytes_per_page(
 ) -> int:
     """Memory of one page: keys and values of all layers."""
     return 2 * n_layers * n_kv_heads * page_size * head_dim * dtype.itemsize
+
+
+def _zeros(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
+    if device.type == "cpu":
+        return untouched(shape, dtype)
+    return torch.zeros(shape, dtype=dtype, device=device)
 
 
 def untouched(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:

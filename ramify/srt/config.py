@@ -13,6 +13,27 @@ SCHEDULE_POLICIES = ("lpm", "fcfs", "dfs-weight", "priority", "lof", "random", "
 GRAMMAR_BACKENDS = ("auto", "llguidance", "xgrammar", "outlines")
 DTYPES = ("auto", "bfloat16", "float32")
 LOG_LEVELS = ("debug", "info", "warning", "error")
+DEVICES = ("cpu", "cuda")
+ATTENTION_BACKENDS = ("auto", "cpu", "triton", "reference")
+
+# What is right for one device and wrong for the other: the defaults of options left out.
+BY_DEVICE: dict[str, dict[str, float]] = {
+    "cpu": {
+        "page_size": 16,
+        "kv_cache_gb": 1.0,
+        "chunked_prefill_size": 256,
+        "mixed_prefill_size": 40,
+        "max_running_requests": 64,
+        "overlap": False,
+    },
+    "cuda": {
+        "page_size": 64,
+        "chunked_prefill_size": 4096,
+        "mixed_prefill_size": 512,
+        "max_running_requests": 256,
+        "overlap": True,
+    },
+}
 
 
 def option(
@@ -27,22 +48,39 @@ def option(
 
 @dataclass(frozen=True)
 class EngineConfig:
-    """Options of one engine. `model`: alias, folder, hub id, GGUF file or dummy:CONFIG."""
+    """Options of one engine. `model`: alias, folder, hub id, GGUF file or dummy:CONFIG.
+
+    Where an option is left out, or None, that depends on the device, it becomes what `BY_DEVICE`
+    says. A `kv_cache_gb` that stays None is what `mem_fraction_static` leaves.
+    """
 
     model: str = "smollm2"
     dtype: str = option("auto", "number type of weights and cache", "model", DTYPES)
     context_length: int | None = option(None, "longest sequence; the model's own if unset", "model")
     seed: int | None = option(None, "seed for requests that bring none; random if unset", "model")
-    device: str = option("cpu", "where the model runs", "execution", ("cpu",))
+    device: str = option("cpu", "where the model runs", "execution", DEVICES)
     threads: int | None = option(None, "compute threads; all cores if unset", "execution")
     attention_backend: str = option(
-        "auto", "attention kernels: C++ or plain torch", "execution", ("auto", "cpu", "reference")
+        "auto", "kernels: C++, Triton or plain torch", "execution", ATTENTION_BACKENDS
+    )
+    disable_cuda_graph: bool = option(
+        False, "launch every kernel of a step by itself on a GPU (to compare)", "execution"
+    )
+    cuda_graph_max_bs: int | None = option(
+        None,
+        "largest decode step recorded as a CUDA graph; max-running-requests if unset, at most 256",
+        "execution",
     )
     deterministic: bool = option(
         False, "same tokens to the bit, whatever is cached or shares a step; slower", "execution"
     )
-    page_size: int = option(16, "tokens in one page of the KV cache", "cache")
-    kv_cache_gb: float = option(1.0, "memory for the KV cache, GiB", "cache")
+    page_size: int = option(None, "tokens in one page of the KV cache (16; cuda 64)", "cache")
+    kv_cache_gb: float | None = option(
+        None, "memory for the KV cache, GiB (1.0; cuda: by mem-fraction-static)", "cache"
+    )
+    mem_fraction_static: float = option(
+        0.88, "share of a GPU's memory for weights and KV cache, where its size is not set", "cache"
+    )
     max_total_tokens: int | None = option(
         None, "KV cache size in tokens, over kv-cache-gb", "cache"
     )
@@ -69,16 +107,24 @@ class EngineConfig:
     max_queued_tokens: int | None = option(
         None, "most prompt tokens waiting; more get 503", "scheduling"
     )
-    chunked_prefill_size: int = option(256, "most tokens computed in one step", "scheduling")
-    mixed_prefill_size: int = option(
-        40, "prompt tokens in a step that also decodes, for each prompt that waits", "scheduling"
+    chunked_prefill_size: int = option(
+        None, "most tokens computed in one step (256; cuda 4096)", "scheduling"
     )
-    max_running_requests: int = option(64, "most requests computed at once", "scheduling")
+    mixed_prefill_size: int = option(
+        None,
+        "prompt tokens in a step that also decodes, for each prompt that waits (40; cuda 512)",
+        "scheduling",
+    )
+    max_running_requests: int = option(
+        None, "most requests computed at once (64; cuda 256)", "scheduling"
+    )
     max_queued_requests: int = option(1024, "most requests waiting; more get 503", "scheduling")
     starvation_bound: int = option(
         64, "a request is overtaken at most this often before it goes first", "scheduling"
     )
-    overlap: bool = option(False, "plan the next step while one is computed", "scheduling")
+    overlap: bool = option(
+        None, "plan the next step while one is computed (off; cuda on)", "scheduling"
+    )
     grammar_backend: str = option(
         "auto", "engine for regexes, schemas and grammars", "grammar", GRAMMAR_BACKENDS
     )
@@ -86,6 +132,11 @@ class EngineConfig:
     record_trace: str | None = option(
         None, "file for what arrives and what is answered, to be replayed", "scheduling"
     )
+
+    def __post_init__(self) -> None:
+        for name, value in BY_DEVICE.get(self.device, BY_DEVICE["cpu"]).items():
+            if getattr(self, name) is None:
+                object.__setattr__(self, name, value)
 
 
 @dataclass(frozen=True)
@@ -124,6 +175,7 @@ def check_engine(config: EngineConfig) -> None:
         "max_total_tokens": 2 * config.page_size,
         "threads": 1,
         "prefetch_min_tokens": 1,
+        "cuda_graph_max_bs": 1,
         "host_cache_gb": 0,
         "disk_cache_gb": 0,
     }
@@ -133,14 +185,31 @@ def check_engine(config: EngineConfig) -> None:
             raise ConfigError(f"{name} must be at least {low}, got {value}")
     if not 0 <= config.pin_share < 1:
         raise ConfigError(f"pin_share must be at least 0 and under 1, got {config.pin_share}")
-    if not config.kv_cache_gb > 0:
+    if not 0 < config.mem_fraction_static < 1:
+        raise ConfigError(
+            f"mem_fraction_static must be more than 0 and under 1, got {config.mem_fraction_static}"
+        )
+    if config.kv_cache_gb is not None and not config.kv_cache_gb > 0:
         raise ConfigError(f"kv_cache_gb must be more than 0, got {config.kv_cache_gb}")
     if config.max_running_requests > config.chunked_prefill_size:
         raise ConfigError(
             f"chunked_prefill_size ({config.chunked_prefill_size}) must be at least "
             f"max_running_requests ({config.max_running_requests}): each takes a token of the step"
         )
+    _check_device(config)
     for item in fields(config):
         choices = item.metadata.get("choices")
         if choices and getattr(config, item.name) not in choices:
             raise ConfigError(f"{item.name} must be one of {', '.join(choices)}")
+
+
+def _check_device(config: EngineConfig) -> None:
+    """Refuse kernels of the other device, and options that would do nothing on this one."""
+    backends = {"cpu": ("auto", "cpu", "reference"), "cuda": ("auto", "triton", "reference")}
+    fitting = backends.get(config.device, ATTENTION_BACKENDS)
+    if config.attention_backend in ATTENTION_BACKENDS and config.attention_backend not in fitting:
+        raise ConfigError(
+            f"attention_backend must be one of {', '.join(fitting)} on device {config.device}"
+        )
+    if config.device == "cpu" and (config.disable_cuda_graph or config.cuda_graph_max_bs):
+        raise ConfigError("disable_cuda_graph and cuda_graph_max_bs need device cuda")

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from ramify.srt.errors import ConfigError
+from ramify.srt.weights.reader import WeightSource
 
 NO_GPU = (
     "device cuda: no NVIDIA GPU can be used here (torch {version}, {build}); use --device cpu, "
@@ -51,7 +52,8 @@ class Device:
 
     @property
     def free_and_total(self) -> tuple[int, int]:
-        """Bytes of a GPU's memory: those that are free, and all."""
+        """Bytes of a GPU's memory: those that are free, and all. Gives back what torch keeps."""
+        torch.cuda.empty_cache()
         return torch.cuda.mem_get_info(self.torch_device)
 
     def upload(self, array: npt.NDArray[np.generic]) -> Tensor:
@@ -78,6 +80,24 @@ class Device:
             return 2
         processors = torch.cuda.get_device_properties(self.torch_device).multi_processor_count
         return max(-(-PIECES_PER_PROCESSOR * processors // kv_heads), 1)
+
+
+class OnDevice:
+    """A `WeightSource` whose tensors are on a device."""
+
+    def __init__(self, source: WeightSource, device: Device) -> None:
+        self._source = source
+        self._device = device
+
+    @property
+    def total_bytes(self) -> int:
+        return self._source.total_bytes
+
+    def has(self, name: str) -> bool:
+        return self._source.has(name)
+
+    def read(self, name: str, shape: tuple[int, ...]) -> Tensor:
+        return self._source.read(name, shape).to(self._device.torch_device)
 
 
 def open_device(name: str) -> Device:

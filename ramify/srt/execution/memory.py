@@ -9,19 +9,54 @@ from ramify.srt.errors import ConfigError
 from ramify.srt.models.config import ModelConfig
 
 GIB = 1 << 30
+SPARE_PAGES = 1  # of a pool on a GPU: for rows that fill up a step (see `gpu_decode`)
 STAGING_BYTES = 64 << 20  # host memory through which pages go to and from disk, where that is all,
 STAGING_PAGES = 32  # and the least of it
 
 
-def pool_pages(config: EngineConfig, model: ModelConfig, dtype: torch.dtype) -> int:
-    """Pages of the pool: `max_total_tokens` if given, else what fits `kv_cache_gb`.
+def pool_pages(
+    config: EngineConfig,
+    model: ModelConfig,
+    dtype: torch.dtype,
+    gpu: tuple[int, int] | None = None,
+) -> int:
+    """Pages of the pool: `max_total_tokens` if given, else what fits `kv_cache_gb`, or else a GPU.
 
-    Raises ConfigError when not even two pages fit.
+    `gpu` are the free and all bytes of its memory, with the model loaded. Raises ConfigError when
+    not even two pages fit, or a GPU cannot hold what the options ask for.
     """
+    page_bytes = _page_bytes(config, model, dtype)
+    pages = _wanted_pages(config, page_bytes, gpu)
+    if gpu is not None and (pages + SPARE_PAGES) * page_bytes > gpu[0]:
+        raise ConfigError(
+            f"the KV cache takes {(pages + SPARE_PAGES) * page_bytes / GIB:.2f} GiB, and with the "
+            f"model loaded {gpu[0] / GIB:.2f} of the GPU's {gpu[1] / GIB:.2f} GiB are free: give "
+            "it less with kv_cache_gb or max_total_tokens"
+        )
+    return pages
+
+
+def _wanted_pages(config: EngineConfig, page_bytes: int, gpu: tuple[int, int] | None) -> int:
     if config.max_total_tokens is not None:
         return config.max_total_tokens // config.page_size
-    page_bytes = _page_bytes(config, model, dtype)
+    if config.kv_cache_gb is None:
+        assert gpu is not None, "on a CPU the size has a default"
+        return _fraction_pages(config, page_bytes, *gpu)
     return _fitting("kv_cache_gb", config.kv_cache_gb, page_bytes, 2, config.page_size)
+
+
+def _fraction_pages(config: EngineConfig, page_bytes: int, free: int, total: int) -> int:
+    """Pages in what is left of a share of a GPU's memory, the rest of it being free too."""
+    room = int(free - (1 - config.mem_fraction_static) * total)
+    pages = room // page_bytes - SPARE_PAGES
+    if pages < 2:
+        raise ConfigError(
+            f"mem_fraction_static {config.mem_fraction_static:g} leaves no room for a KV cache: of "
+            f"the GPU's {total / GIB:.2f} GiB {free / GIB:.2f} are free with the model loaded, and "
+            f"{(1 - config.mem_fraction_static) * total / GIB:.2f} are to stay free; raise it, "
+            "free memory that other programs hold, or take a smaller model"
+        )
+    return pages
 
 
 def host_slots(config: EngineConfig, model: ModelConfig, dtype: torch.dtype) -> int:

@@ -8,6 +8,7 @@ import torch
 
 from ramify.kernels.cpu.threads import set_threads
 from ramify.kernels.dispatch import load_ops
+from ramify.kernels.ops import Ops
 from ramify.radix_cache import eviction
 from ramify.radix_cache.file_worker import FileWorker
 from ramify.radix_cache.host_pool import HostPool
@@ -23,7 +24,10 @@ from ramify.srt.constrained.child_wire import BackendSource
 from ramify.srt.constrained.choose import check_installed
 from ramify.srt.constrained.manager import GrammarManager
 from ramify.srt.errors import ConfigError
-from ramify.srt.execution.memory import disk_pages, host_slots, pool_pages
+from ramify.srt.execution.device import Device, OnDevice, open_device
+from ramify.srt.execution.gpu_runner import GpuRunner
+from ramify.srt.execution.graphs import CudaGraphs, NoGraphs
+from ramify.srt.execution.memory import GIB, SPARE_PAGES, disk_pages, host_slots, pool_pages
 from ramify.srt.execution.model_runner import Ahead, ModelRunner, Runner
 from ramify.srt.messages import ModelInfo
 from ramify.srt.models.config import ModelConfig
@@ -38,16 +42,47 @@ from ramify.srt.workers.engine_core import EngineCore
 
 logger = logging.getLogger(__name__)
 
+MAX_GRAPH_ROWS = 256  # more are not recorded unless asked for: every size takes time and memory
+TOO_LARGE = (
+    "the GPU's memory is not enough: it has {total:.2f} GiB, of which {free:.2f} were free before "
+    "the model was loaded ({error}). Take a smaller model, lower mem_fraction_static, kv_cache_gb, "
+    "chunked_prefill_size or max_running_requests, or free memory that other programs hold"
+)
+
 
 def build_core(config: EngineConfig, folder: ModelFolder, clock: Clock | None = None) -> EngineCore:
     """Load a prepared model. Raises ModelLoadError or ConfigError."""
-    began = time.monotonic()
     set_compute_threads(config)
+    device = open_device(config.device)
+    if not device.is_cuda:
+        return _build(config, folder, clock, device)
+    free, total = device.free_and_total
+    try:
+        return _build(config, folder, clock, device)
+    except torch.OutOfMemoryError as error:
+        raise ConfigError(
+            TOO_LARGE.format(
+                total=total / GIB, free=free / GIB, error=str(error).split(".", maxsplit=1)[0]
+            )
+        ) from None
+
+
+def _build(
+    config: EngineConfig, folder: ModelFolder, clock: Clock | None, device: Device
+) -> EngineCore:
+    began = time.monotonic()
     shape = ModelConfig.from_hf(folder.config(), folder.generation_config(), config.context_length)
-    model = _model(config, folder, shape)
-    n_pages = pool_pages(config, shape, model.dtype)
+    model = _model(config, folder, shape, device)
+    gpu = device.free_and_total if device.is_cuda else None
+    n_pages = pool_pages(config, shape, model.dtype, gpu)
     pool = KvPool(
-        shape.n_layers, n_pages, shape.n_kv_heads, config.page_size, shape.head_dim, model.dtype
+        shape.n_layers,
+        n_pages + (SPARE_PAGES if device.is_cuda else 0),
+        shape.n_kv_heads,
+        config.page_size,
+        shape.head_dim,
+        model.dtype,
+        device.torch_device,
     )
     host, files, known = _tiers(config, folder, model, pool)
     cache = PrefixCache(
@@ -58,15 +93,7 @@ def build_core(config: EngineConfig, folder: ModelFolder, clock: Clock | None = 
         pin_share=config.pin_share,
         tiers=_index(config, shape, model.dtype, host, files, known),
     )
-    runner: Runner = ModelRunner(
-        model,
-        pool,
-        shape.eos_token_ids,
-        mover=PageMover(pool, host, files),
-        deterministic=config.deterministic,
-    )
-    if config.overlap:
-        runner = Ahead(runner)
+    runner = _runner(config, device, model, pool, n_pages, PageMover(pool, host, files))
     info = _info(config, shape, model, n_pages, time.monotonic() - began)
     scheduler = Scheduler(_limits(config, info), cache)
     return EngineCore(
@@ -77,6 +104,35 @@ def build_core(config: EngineConfig, folder: ModelFolder, clock: Clock | None = 
         overlap=config.overlap,
         files=files,
         grammars=_grammars(config, folder, info),
+    )
+
+
+def _runner(
+    config: EngineConfig,
+    device: Device,
+    model: LlamaModel,
+    pool: KvPool,
+    n_pages: int,
+    mover: PageMover,
+) -> Runner:
+    """What computes. On a GPU a launched step runs by itself; on a CPU overlap takes a thread."""
+    ends = model.config.eos_token_ids
+    if not device.is_cuda:
+        runner = ModelRunner(model, pool, ends, mover=mover, deterministic=config.deterministic)
+        return Ahead(runner) if config.overlap else runner
+    longest = min(model.config.context_length, n_pages * config.page_size)
+    largest = config.cuda_graph_max_bs or min(config.max_running_requests, MAX_GRAPH_ROWS)
+    return GpuRunner(
+        device,
+        NoGraphs() if config.disable_cuda_graph else CudaGraphs(),
+        model,
+        pool,
+        ends,
+        max_requests=config.max_running_requests,
+        max_pages=-(-longest // config.page_size) + 1,
+        # the plain torch kernels read numbers on the host, which no recording can do
+        max_graph_rows=0 if model.ops.backend == "reference" else largest,
+        mover=mover,
     )
 
 
@@ -97,17 +153,34 @@ def set_compute_threads(config: EngineConfig) -> None:
     set_threads(torch.get_num_threads())
 
 
-def _model(config: EngineConfig, folder: ModelFolder, shape: ModelConfig) -> LlamaModel:
+def _model(
+    config: EngineConfig, folder: ModelFolder, shape: ModelConfig, device: Device
+) -> LlamaModel:
     with torch.inference_mode():
         source = open_source(folder, config.seed or 0)
-        ops = load_ops(config.attention_backend)  # type: ignore[arg-type]  # checked at the edge
-        model = LlamaModel(shape, source, ops, _dtype(config.dtype))
+        if device.is_cuda:
+            source = OnDevice(source, device)
+        model = LlamaModel(shape, source, _ops(config), _dtype(config.dtype, device))
+        model.cos_sin = model.cos_sin.to(device.torch_device)
     if config.deterministic and not model.rows_are_independent:
         raise ConfigError(
             "deterministic needs the C++ kernels, on a CPU without AMX: here a row's result "
             "depends on the rows beside it"
         )
     return model
+
+
+def _ops(config: EngineConfig) -> Ops:
+    backend = config.attention_backend
+    if config.device == "cuda" and backend == "auto":
+        backend = "triton"
+    try:
+        return load_ops(backend)  # type: ignore[arg-type]  # checked at the edge
+    except ModuleNotFoundError as error:
+        raise ConfigError(
+            f"the {backend} kernels need {error.name}: install ramify[gpu], or take "
+            "--attention-backend reference, which is slow"
+        ) from None
 
 
 # --- tiers below the pool ------------------------------------------------------------------------
@@ -143,7 +216,11 @@ def _files(config: EngineConfig, folder: ModelFolder, model: LlamaModel) -> Page
     page_bytes = bytes_per_page(
         shape.n_layers, shape.n_kv_heads, config.page_size, shape.head_dim, model.dtype
     )
-    where = Path(config.disk_cache_dir).expanduser() if config.disk_cache_dir else cache_folder() / "pages"
+    where = (
+        Path(config.disk_cache_dir).expanduser()
+        if config.disk_cache_dir
+        else cache_folder() / "pages"
+    )
     try:
         return PageFiles(where, name, page_bytes, config.page_size)
     except FolderUnusable as error:
@@ -204,9 +281,9 @@ def _limits(config: EngineConfig, info: ModelInfo) -> SchedulerLimits:
     )
 
 
-def _dtype(name: str) -> torch.dtype:
-    """`auto` is bfloat16 where the CPU multiplies it natively, else float32."""
+def _dtype(name: str, device: Device) -> torch.dtype:
+    """`auto` is bfloat16 on a GPU, and where the CPU multiplies it natively, else float32."""
     if name == "auto":
-        native = torch.ops.mkldnn._is_mkldnn_bf16_supported()
+        native = device.is_cuda or torch.ops.mkldnn._is_mkldnn_bf16_supported()
         return torch.bfloat16 if native else torch.float32
     return {"bfloat16": torch.bfloat16, "float32": torch.float32}[name]

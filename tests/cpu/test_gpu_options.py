@@ -1,0 +1,104 @@
+"""What a GPU changes about the options: their defaults, the size of the cache, what is refused."""
+
+import dataclasses
+
+import msgspec
+import pytest
+import torch
+
+from ramify.radix_cache.kv_pool import bytes_per_page
+from ramify.srt.config import EngineConfig, check_engine
+from ramify.srt.engine import Engine
+from ramify.srt.errors import ConfigError
+from ramify.srt.execution.memory import GIB, pool_pages
+from ramify.srt.models.config import ModelConfig
+
+BF16 = torch.bfloat16
+LLAMA_8B = ModelConfig.from_hf(
+    {
+        "architectures": ["LlamaForCausalLM"],
+        "hidden_size": 4096,
+        "num_hidden_layers": 32,
+        "num_attention_heads": 32,
+        "num_key_value_heads": 8,
+        "intermediate_size": 14336,
+        "vocab_size": 128256,
+        "max_position_embeddings": 131072,
+    }
+)
+PAGE = bytes_per_page(32, 8, 64, 128, BF16)
+H200 = 140 * GIB
+
+
+def on_gpu(**options):
+    return EngineConfig(device="cuda", **options)
+
+
+def test_defaults_follow_the_device_and_what_is_given_wins():
+    for name, cpu, gpu, given in (("page_size", 16, 64, 32), ("overlap", False, True, False)):
+        assert getattr(EngineConfig(), name) == cpu
+        assert getattr(on_gpu(), name) == gpu
+        assert getattr(on_gpu(**{name: given}), name) == given
+    assert (EngineConfig().kv_cache_gb, on_gpu().kv_cache_gb) == (1.0, None)
+    assert on_gpu().chunked_prefill_size > EngineConfig().chunked_prefill_size == 256
+    check_engine(EngineConfig())
+    check_engine(on_gpu())
+
+
+def test_options_are_the_same_after_a_journey():
+    """As they go to the engine's process, and into a trace."""
+    for config in (EngineConfig(), on_gpu(overlap=False)):
+        assert msgspec.json.decode(msgspec.json.encode(config), type=EngineConfig) == config
+        assert dataclasses.replace(config) == config
+
+
+def test_the_cache_gets_what_the_model_leaves_of_its_share():
+    free = H200 - 16 * GIB  # the model is loaded
+    pages = pool_pages(on_gpu(), LLAMA_8B, BF16, (free, H200))
+    assert pages == int(0.88 * H200 - 16 * GIB) // PAGE - 1  # and a page to fill up steps
+    assert pages * 64 == pytest.approx(877_000, rel=0.01)
+    less = pool_pages(on_gpu(mem_fraction_static=0.5), LLAMA_8B, BF16, (free, H200))
+    assert less == pytest.approx(pages - 0.38 * H200 / PAGE, abs=2)
+
+
+def test_a_size_that_is_given_wins_over_the_share():
+    gpu = (H200, H200)
+    assert pool_pages(on_gpu(max_total_tokens=6400), LLAMA_8B, BF16, gpu) == 100
+    assert pool_pages(on_gpu(kv_cache_gb=2.0), LLAMA_8B, BF16, gpu) == 2 * GIB // PAGE
+
+
+@pytest.mark.parametrize(
+    ("options", "free", "words"),
+    [
+        ({}, 2 * GIB, r"mem_fraction_static 0.88 leaves no room.*140.00 GiB 2.00 are free.*16.80"),
+        ({"kv_cache_gb": 30.0}, 20 * GIB, r"takes 30.01 GiB.*20.00 of the GPU's 140.00 GiB"),
+        ({"max_total_tokens": 10**6}, 20 * GIB, r"takes 122.*max_total_tokens"),
+    ],
+)
+def test_what_does_not_fit_is_told_in_numbers(options, free, words):
+    with pytest.raises(ConfigError, match=words):
+        pool_pages(on_gpu(**options), LLAMA_8B, BF16, (free, H200))
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"device": "cuda", "attention_backend": "cpu"}, "attention_backend.*auto, triton"),
+        ({"attention_backend": "triton"}, "attention_backend.*auto, cpu, reference on device cpu"),
+        ({"disable_cuda_graph": True}, "disable_cuda_graph.*need device cuda"),
+        ({"cuda_graph_max_bs": 8}, "cuda_graph_max_bs need device cuda"),
+        ({"device": "cuda", "cuda_graph_max_bs": 0}, "cuda_graph_max_bs must be at least 1"),
+        ({"device": "cuda", "mem_fraction_static": 1.0}, "mem_fraction_static must be"),
+        ({"device": "tpu"}, "device must be one of cpu, cuda"),
+    ],
+)
+def test_options_that_cannot_work_are_refused(options, words):
+    with pytest.raises(ConfigError, match=words):
+        check_engine(EngineConfig(**options))
+
+
+@pytest.mark.model
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is an NVIDIA GPU here")
+def test_without_a_gpu_the_device_is_refused_in_one_sentence(smollm2):
+    with pytest.raises(ConfigError, match="device cuda: no NVIDIA GPU can be used here"):
+        Engine("smollm2", device="cuda")
