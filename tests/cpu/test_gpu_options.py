@@ -1,6 +1,7 @@
 """What a GPU changes about the options: their defaults, the size of the cache, what is refused."""
 
 import dataclasses
+import json
 
 import msgspec
 import pytest
@@ -10,8 +11,10 @@ from ramify.radix_cache.kv_pool import bytes_per_page
 from ramify.srt.config import EngineConfig, check_engine
 from ramify.srt.engine import Engine
 from ramify.srt.errors import ConfigError
+from ramify.srt.execution.device import Device, Fetched
 from ramify.srt.execution.memory import GIB, pool_pages
 from ramify.srt.models.config import ModelConfig
+from ramify.srt.workers import building
 
 BF16 = torch.bfloat16
 LLAMA_8B = ModelConfig.from_hf(
@@ -102,3 +105,55 @@ def test_options_that_cannot_work_are_refused(options, words):
 def test_without_a_gpu_the_device_is_refused_in_one_sentence(smollm2):
     with pytest.raises(ConfigError, match="device cuda: no NVIDIA GPU can be used here"):
         Engine("smollm2", device="cuda")
+
+
+class StandIn(Device):
+    """The CPU in the place of a GPU with 1 GiB, none of it taken."""
+
+    is_cuda = True
+    free_and_total = (GIB, GIB)
+
+    def upload(self, array):
+        return torch.from_numpy(array.copy())
+
+    def fetch(self, tensors):
+        return Fetched(tuple(tensor.clone() for tensor in tensors), None)
+
+    def attention_pieces(self, kv_heads):
+        return 4
+
+
+def test_an_engine_is_put_together_for_a_gpu(tmp_path, monkeypatch):
+    """All but the GPU itself: the options, the size of the pool, the runner, steps ahead."""
+    monkeypatch.setattr(building, "open_device", lambda name: StandIn(torch.device("cpu")))
+    config = {
+        "architectures": ["LlamaForCausalLM"],
+        "hidden_size": 64,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "intermediate_size": 96,
+        "vocab_size": 211,
+        "max_position_embeddings": 512,
+    }
+    (tmp_path / "tiny.json").write_text(json.dumps(config))
+    prompts = [[*range(1, 90), 100 + i] for i in range(6)]
+    greedy = {"temperature": 0.0, "max_new_tokens": 12, "ignore_eos": True}
+    told = {}
+    for device, options in (("cuda", {"mem_fraction_static": 0.1}), ("cpu", {})):
+        if device == "cpu":
+            monkeypatch.undo()
+        with Engine(
+            f"dummy:{tmp_path / 'tiny.json'}",
+            device=device,
+            attention_backend="reference",
+            dtype="float32",
+            seed=1,
+            **options,
+        ) as engine:
+            replies = engine.generate(input_ids=prompts, sampling_params=greedy)
+            info = engine.server_info()
+        told[device] = [reply["output_ids"] for reply in replies]
+        assert info["violations"] == []
+        assert info["device"] == device
+    assert told["cuda"] == told["cpu"]

@@ -122,16 +122,16 @@ def _runner(
         return Ahead(runner) if config.overlap else runner
     longest = min(model.config.context_length, n_pages * config.page_size)
     largest = config.cuda_graph_max_bs or min(config.max_running_requests, MAX_GRAPH_ROWS)
+    plain = model.ops.backend == "reference"  # reads numbers on the host: no recording can do that
     return GpuRunner(
         device,
-        NoGraphs() if config.disable_cuda_graph else CudaGraphs(),
+        NoGraphs() if config.disable_cuda_graph or plain else CudaGraphs(),
         model,
         pool,
         ends,
         max_requests=config.max_running_requests,
         max_pages=-(-longest // config.page_size) + 1,
-        # the plain torch kernels read numbers on the host, which no recording can do
-        max_graph_rows=0 if model.ops.backend == "reference" else largest,
+        max_graph_rows=0 if plain else largest,
         mover=mover,
     )
 

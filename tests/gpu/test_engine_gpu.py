@@ -1,0 +1,124 @@
+"""The whole engine on a GPU: the logits of transformers, and the same tokens however it runs."""
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from ramify.srt.engine import Engine
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "cpu"))
+from test_families import FAMILIES, SIZES, check, checkpoint, write_tokenizer
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="no NVIDIA GPU on this machine"),
+]
+
+GPU = {"device": "cuda", "dtype": "float32", "max_total_tokens": 8192, "seed": 1}
+TRUNK = [1 + k * k % 200 for k in range(150)]
+ASKED = [
+    {"temperature": 0.0},
+    {"temperature": 1.0, "sampling_seed": 1},
+    {"temperature": 0.8, "sampling_seed": 2, "top_p": 0.8, "top_k": 40},
+    {"temperature": 0.0, "frequency_penalty": 1.0, "presence_penalty": 0.2},
+    {"temperature": 0.9, "sampling_seed": 4, "repetition_penalty": 1.3},
+    {"temperature": 0.0, "logit_bias": {"30": 4.0, "31": -4.0}},
+    {"temperature": 0.0, "stop_token_ids": list(range(20, 60))},
+    {"temperature": 0.0, "max_new_tokens": 1},
+]
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_logits_and_greedy_tokens_agree_with_transformers(tmp_path, name):
+    model = checkpoint(tmp_path, name)
+    write_tokenizer(tmp_path)
+    prompts = [[(3 * i + k) % 211 for i in range(n)] for k, n in enumerate((1, 5, 17, 150))]
+    with Engine(str(tmp_path), **GPU) as engine:
+        for prompt in prompts:
+            reply = engine.generate(
+                input_ids=prompt,
+                sampling_params={"temperature": 0.0, "max_new_tokens": 8},
+                return_logprob=True,
+                logprob_start_len=0,
+            )
+            check(model, prompt, reply)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    where = tmp_path_factory.mktemp("model")
+    checkpoint(where, "qwen3")
+    write_tokenizer(where)
+    return str(where)
+
+
+def answers(folder, **options):
+    """The tokens of a batch of everything that can be asked for, some of it of one trunk."""
+    prompts = [[*TRUNK[: 75 * (i % 3)], 7 + i, 31 + i] for i in range(3 * len(ASKED))]
+    sampling = [{"max_new_tokens": 24, **ASKED[i % len(ASKED)]} for i in range(len(prompts))]
+    with Engine(folder, **{**GPU, **options}) as engine:
+        replies = engine.generate(input_ids=prompts, sampling_params=sampling)
+        info = engine.server_info()
+    assert info["violations"] == []
+    return [reply["output_ids"] for reply in replies], info["stats"]
+
+
+@pytest.fixture(scope="module")
+def expected(folder):
+    """What the plain torch kernels give on the CPU, one step after the other."""
+    cpu = {"device": "cpu", "attention_backend": "reference", "overlap": False}
+    return answers(folder, **cpu)[0]
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"overlap": False},
+        {"disable_cuda_graph": True},
+        {"cuda_graph_max_bs": 4},
+        {"attention_backend": "reference"},
+        {"page_size": 16},
+        {"chunked_prefill_size": 16, "mixed_prefill_size": 4, "max_running_requests": 8},
+        {"disable_radix_cache": True},
+    ],
+    ids=lambda options: "-".join(options) or "default",
+)
+def test_however_it_runs_the_tokens_are_those_of_the_cpu(folder, expected, options):
+    assert answers(folder, **options)[0] == expected
+
+
+def test_retractions_change_no_token(folder, expected):
+    told, stats = answers(folder, max_total_tokens=512, page_size=16)
+    assert told == expected
+    assert stats["retractions"] + stats["evicted_tokens"] > 0
+
+
+def test_pages_come_back_from_host_memory(folder):
+    prompts = [[*range(k, k + 120), 5] for k in range(1, 60, 10)]
+    greedy = {"temperature": 0.0, "max_new_tokens": 8}
+    small = {**GPU, "max_total_tokens": 512, "host_cache_gb": 0.05}
+    with Engine(folder, **small) as engine:
+        first = [engine.generate(input_ids=p, sampling_params=greedy) for p in prompts]
+        again = [engine.generate(input_ids=p, sampling_params=greedy) for p in prompts]
+        assert engine.server_info()["stats"]["host_tokens"] > 0
+    assert [r["output_ids"] for r in again] == [r["output_ids"] for r in first]
+
+
+def test_bfloat16_answers_and_takes_the_memory_that_it_may(tmp_path):
+    config = {**SIZES, "architectures": ["LlamaForCausalLM"], "eos_token_id": 0}
+    (tmp_path / "tiny.json").write_text(json.dumps(config))
+    with Engine(
+        f"dummy:{tmp_path / 'tiny.json'}", device="cuda", mem_fraction_static=0.3
+    ) as engine:
+        reply = engine.generate(
+            input_ids=[TRUNK] * 3,
+            sampling_params={"temperature": 0.0, "max_new_tokens": 9, "ignore_eos": True},
+        )
+        info = engine.server_info()
+    assert [len(r["output_ids"]) for r in reply] == [9, 9, 9]
+    assert info["dtype"] == "bfloat16"
+    assert info["stats"]["pages_total"] * 64 > 100_000
