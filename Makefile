@@ -42,4 +42,4 @@ bench: .venv/.dev
 	PYTHONPATH=benchmarks $(BIN)/python benchmarks/run_all.py
 
 gpu-check: .venv/.dev
-	$(BIN)/pytest tests/gpu -m gpu
+	PYTHONPATH=benchmarks $(BIN)/python benchmarks/gpu_check.py
