@@ -56,7 +56,7 @@ class Louder(DummySource):
         return super()._values(name, shape) * (1.0 if "norm" in name else 12.0)
 
 
-def tiny_model(shape):
+def tiny_model(shape, backend="reference"):
     sizes = {
         "hidden_size": 64,
         "intermediate_size": 96,
@@ -68,7 +68,7 @@ def tiny_model(shape):
         **SHAPES[shape],
     }
     source = Louder(3, torch.float32)
-    return LlamaModel(ModelConfig.from_hf(sizes), source, load_ops("reference"), torch.float32)
+    return LlamaModel(ModelConfig.from_hf(sizes), source, load_ops(backend), torch.float32)
 
 
 class Recordings(NoGraphs):

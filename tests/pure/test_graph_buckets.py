@@ -42,12 +42,15 @@ def batch(rng, tables, n):
     return rows
 
 
+def parts(block, room):
+    """Rows, items, item rows, indptr and index."""
+    return [block[at : at + n] for at, n in zip(room.offsets, room.sizes, strict=False)]
+
+
 def keys_of(block, room, rows, tables, page_table, steps_later):
     """For each batch index the (page, slot) of every key it reads, and its partials."""
-    starts = room.offsets
-    at = block[starts[0] : starts[1]]
-    items = block[starts[1] : starts[2]].reshape(-1, 6)
-    entries = block[starts[2] : starts[3]]
+    at, items, entries, _, _ = parts(block, room)
+    items = items.reshape(-1, 6)
     flat = page_table.reshape(-1)
     read = {i: [] for i in range(room.bucket)}
     partials = {i: [] for i in range(room.bucket)}
@@ -84,8 +87,7 @@ def test_every_query_reads_its_keys_once_now_and_some_steps_later(seed):
         page_table[row.row] = grown
     at, read, partials, direct = keys_of(block, room, rows, tables, page_table, later)
     assert at.tolist() == [*(row.row for row in rows), *[32] * (bucket - len(rows))]
-    indptr = block[room.offsets[3] : room.offsets[4]]
-    index = block[room.offsets[4] : room.offsets[5]]
+    _, _, _, indptr, index = parts(block, room)
     for i in range(bucket):
         place, position = (rows[i].row, rows[i].position + later) if i < len(rows) else (32, later)
         expected = [
@@ -103,12 +105,12 @@ def test_a_trunk_is_read_once_and_a_long_run_in_pieces():
     tables = Tables(64, width=64, spare=8)
     alone = [DecodeRow(0, 2047, tuple(range(32)))]
     shared, block = decode_block(alone, 1, tables, 8)
-    items = block[1:].reshape(-1)[: layout(1, 8, shared=False).items * 6].reshape(-1, 6)
+    items = parts(block, layout(1, 8, shared=False))[1].reshape(-1, 6)
     assert not shared
     assert (items[:, 1] > 0).sum() == 8  # 2048 keys in eight pieces of 256
     four = [DecodeRow(i, 2050, (*range(32), 100 + i)) for i in range(4)]
     shared, block = decode_block(four, 4, tables, 1)
-    items = block[4:][: layout(4, 1, shared=True).items * 6].reshape(-1, 6)
+    items = parts(block, layout(4, 1, shared=True))[1].reshape(-1, 6)
     assert shared
     assert sorted(items[:, 1].tolist(), reverse=True)[:6] == [4, 1, 1, 1, 1, 0]
 
@@ -127,7 +129,8 @@ def test_a_block_without_rows_reads_the_spare_page_only():
     tables = Tables(16, width=4, spare=9)
     room = layout(3, 2, shared=True)
     block = spare_block(room, tables)
-    assert block[:3].tolist() == [9, 9, 9]
-    items = block[3 : 3 + room.items * 6].reshape(-1, 6)
+    at, items, *_ = parts(block, room)
+    assert at.tolist() == [9, 9, 9]
+    items = items.reshape(-1, 6)
     assert items[:3].tolist() == [[i, 1, 36, 0, 64, -1] for i in range(3)]
     assert not items[3:].any()

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from ramify.srt.execution.device import Device
-from ramify.srt.execution.graph_buckets import Tables
+from ramify.srt.execution.graph_buckets import ALIGNED, Tables
 from ramify.srt.sampling_params import SamplingParams
 
 FIELDS = {
@@ -46,8 +46,8 @@ class DeviceState:
         for name, dtype in FIELDS.items():
             self._begin[name] = at
             at += (n_rows + 1) * (dtype.itemsize // 4)
-        self._pages = at
-        size = at + (n_rows + 1) * tables.width
+        self._pages = at + -at % ALIGNED
+        size = self._pages + (n_rows + 1) * tables.width
         self.words = torch.zeros(size, dtype=torch.int32, device=device.torch_device)
         self.top_p = self._field("top_p", n_rows + 1)
         self.seed = self._field("seed", n_rows + 1)

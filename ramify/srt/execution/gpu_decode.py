@@ -128,9 +128,8 @@ def _inputs(
     state: DeviceState, words: Tensor, room: Layout, max_rows: int, page_size: int
 ) -> StepInputs:
     """The model's inputs out of a block and the device's tables."""
-    ends = room.offsets[1:]
     rows, items, entries, indptr, index = (
-        words[begin:end] for begin, end in zip(room.offsets, ends, strict=False)
+        words[at : at + size] for at, size in zip(room.offsets, room.sizes, strict=False)
     )
     at = rows.long()
     positions = state.position[at]

@@ -62,9 +62,9 @@ def draw_tokens(ops: Ops, state: DeviceState, logits: Tensor, rows: Tensor) -> T
         random=uniform(state.seed[at], length.long()),
     )
     tokens = ops.sample(logits, draws)
-    spare = at == state.tables.spare
-    state.position[at] = torch.where(spare, 0, length)
-    state.last_token[at] = torch.where(spare, 0, tokens.clamp(min=0)).int()
+    real = at != state.tables.spare
+    state.position[at] = length * real
+    state.last_token[at] = (tokens.clamp(min=0) * real).int()
     return tokens
 
 

@@ -15,7 +15,7 @@ Pure: integers, tuples and one array.
 from bisect import bisect_left
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import chain
+from itertools import accumulate, chain
 
 import numpy as np
 import numpy.typing as npt
@@ -25,6 +25,7 @@ from ramify.srt.attention.work_list import MAX_SPLIT_ROWS, QueryRun, plan_items
 SPLIT_KEYS = 128  # a shorter piece of a key run is not worth a partial result
 DIRECT = -1
 ITEM_WORDS = 6
+ALIGNED = 4  # words: kernels read 16 bytes at a time where they may
 
 Words = npt.NDArray[np.int32]
 
@@ -50,10 +51,15 @@ class Layout:
     entries: int
 
     @property
+    def sizes(self) -> tuple[int, ...]:
+        """Words of rows, items, item rows, indptr and index."""
+        return self.bucket, self.items * ITEM_WORDS, self.entries, self.bucket + 1, self.entries
+
+    @property
     def offsets(self) -> tuple[int, ...]:
-        """Where rows, items, item rows, indptr and index begin, and the end of it all."""
-        sizes = self.bucket, self.items * ITEM_WORDS, self.entries, self.bucket + 1, self.entries
-        return tuple(int(n) for n in np.cumsum((0, *sizes)))
+        """Where they begin, and the end of it all: whole `ALIGNED` runs, as kernels like it."""
+        ends = accumulate((-(-size // ALIGNED) * ALIGNED for size in self.sizes), initial=0)
+        return tuple(ends)
 
 
 def layout(bucket: int, n_pieces: int, *, shared: bool) -> Layout:

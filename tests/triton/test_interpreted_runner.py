@@ -1,0 +1,54 @@
+"""The runner for GPUs over the Triton kernels: the tokens that it has over plain torch."""
+
+import sys
+from array import array
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "cpu"))
+from test_gpu_runner import gpu_runner, tiny_model
+
+from ramify.srt.sampling_params import SamplingParams
+from ramify.srt.scheduling.plan import Chunk, Enter, StepPlan
+
+PAGE, STEPS = 64, 3
+ASKED = [
+    {"temperature": 0.0},
+    {"temperature": 1.0, "sampling_seed": 7},
+    {"temperature": 0.8, "top_k": 20, "top_p": 0.9, "sampling_seed": 8},
+]
+
+
+def tokens(backend):
+    """Two requests of one trunk and one of their own: their prompts in a step, then decoding."""
+    runner, recordings = gpu_runner(tiny_model("qwen3", backend), 8, PAGE, most=3, graph_rows=3)
+    before = recordings.replays
+    trunk = [1 + 3 * k % 130 for k in range(PAGE)]
+    prompts = [[*trunk, 5, 6], [*trunk, 9], [8, 9, 10]]
+    tables = [(0, 1), (0, 2), (3,)]
+    enters = tuple(
+        Enter(f"r{i}", SamplingParams(**ASKED[i]), array("I", ids), array("I"), 0, False)
+        for i, ids in enumerate(prompts)
+    )
+    chunks = (
+        chunk(0, 0, prompts[0], tables[0]),
+        chunk(2, 0, prompts[2], tables[2]),
+    )
+    launched = [runner.launch(StepPlan(1, (), enters, (), chunks))]
+    launched.append(
+        runner.launch(StepPlan(2, (), (), (), (chunk(1, PAGE, prompts[1][PAGE:], tables[1]),)))
+    )
+    for step in range(STEPS):  # nothing is waited for: every token is the device's own
+        rows = [chunk(i, len(prompts[i]) + step, None, tables[i]) for i in range(3)]
+        launched.append(runner.launch(StepPlan(3 + step, (), (), (), tuple(rows))))
+    assert recordings.replays - before == 2 * (STEPS + 1)
+    return [[c.token.token_id for c in pending.result().chunks] for pending in launched]
+
+
+def chunk(i, start, ids, pages):
+    follows = ids is None
+    new = array("I", [0] if follows else ids)
+    return Chunk(f"r{i}", i, start, new, pages, True, follows=follows)
+
+
+def test_the_same_tokens_as_over_plain_torch():
+    assert tokens("triton") == tokens("reference")
