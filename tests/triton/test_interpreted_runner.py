@@ -4,6 +4,8 @@ import sys
 from array import array
 from pathlib import Path
 
+import pytest
+
 sys.path.insert(0, str(Path(__file__).parents[1] / "cpu"))
 from test_gpu_runner import gpu_runner, tiny_model
 
@@ -26,7 +28,7 @@ def tokens(backend):
     prompts = [[*trunk, 5, 6], [*trunk, 9], [8, 9, 10]]
     tables = [(0, 1), (0, 2), (3,)]
     enters = tuple(
-        Enter(f"r{i}", SamplingParams(**ASKED[i]), array("I", ids), array("I"), 0, False)
+        Enter(f"r{i}", SamplingParams(**ASKED[i]), array("I", ids), array("I"), 3, True)
         for i, ids in enumerate(prompts)
     )
     chunks = (
@@ -41,7 +43,7 @@ def tokens(backend):
         rows = [chunk(i, len(prompts[i]) + step, None, tables[i]) for i in range(3)]
         launched.append(runner.launch(StepPlan(3 + step, (), (), (), tuple(rows))))
     assert recordings.replays - before == 2 * (STEPS + 1)
-    return [[c.token.token_id for c in pending.result().chunks] for pending in launched]
+    return [done.token for pending in launched for done in pending.result().chunks]
 
 
 def chunk(i, start, ids, pages):
@@ -51,4 +53,8 @@ def chunk(i, start, ids, pages):
 
 
 def test_the_same_tokens_as_over_plain_torch():
-    assert tokens("triton") == tokens("reference")
+    ours, expected = tokens("triton"), tokens("reference")
+    assert [t.token_id for t in ours] == [t.token_id for t in expected]
+    for mine, twin in zip(ours, expected, strict=True):  # a key that is missed shows here first
+        assert mine.logprob == pytest.approx(twin.logprob, abs=1e-4)
+        assert mine.top == [(pytest.approx(x, abs=1e-4), token) for x, token in twin.top]

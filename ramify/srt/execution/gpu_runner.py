@@ -102,7 +102,8 @@ class GpuRunner:
     """A model and a pool on one device, and the state of at most `max_requests` that run.
 
     The pool has a page more than the cache gives out: the last one, for rows that fill up a step.
-    `graph_sizes` up to which decode steps are recorded, at once; 0: none is.
+    Decode steps of up to `max_graph_rows` rows are recorded at once; with 0, none is. `max_pages`
+    is the length of the longest page table.
     """
 
     def __init__(
