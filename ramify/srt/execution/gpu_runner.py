@@ -43,6 +43,9 @@ from ramify.srt.messages import TokenLogprob
 from ramify.srt.models.llama import LlamaModel
 from ramify.srt.scheduling.plan import Chunk, ChunkResult, StepPlan, StepResult
 
+SCORED_AT_ONCE = 256  # rows whose logits are held at a time: half a gigabyte, of the largest
+Scores = tuple[Tensor, Tensor, Tensor]
+
 
 @dataclass(frozen=True)
 class _Scored:
@@ -170,13 +173,13 @@ class GpuRunner:
             self._histories.count_forced(item.row)
         decode = self._decode
         if decode is not None and decode.fits(len(chunks)) and all(map(_is_decode, chunks)):
-            logits = self._forward_recorded(decode, chunks)
-            targets = logits[:0]
+            logits, targets = self._forward_recorded(decode, chunks), None
         else:
             decode = None
             logits, targets = self._forward(chunks)
         scored = [_scored(self._rows[chunk.request_id], chunk) for chunk in chunks]
-        raw = self._raw_rows(chunks, scored, logits, targets)
+        asked = self._device.upload(np.flatnonzero(_asked(chunks, scored)))
+        raw = logits[asked] if len(asked) else None  # as the model gave them, before any option
         masks = None if filling is None else filling.result()
         adjust(self._model.ops, self._device, logits, wanted, self._histories, masks)
         if decode is not None:
@@ -185,8 +188,12 @@ class GpuRunner:
             rows = self._device.upload(np.array([w.row.index for w in wanted], np.int32))
             tokens = draw_tokens(self._model.ops, self._state, logits, rows)
         self._histories.note([w.row for w in wanted], tokens)
-        scores = self._scores(chunks, scored, raw, tokens)
-        fetched = self._device.fetch((tokens, *scores))
+        top = max(item.top for item in scored)
+        scores = self._target_scores(chunks, targets, top)
+        if raw is not None:
+            scores.append(log_probabilities(raw, tokens[asked], top))
+        ordered = self._in_order(scored, scores)
+        fetched = self._device.fetch((tokens, *ordered))
         return _Step(wanted, scored, chunks, fetched, _errors(wanted, masks))
 
     # --- forward ---------------------------------------------------------------------------------
@@ -215,8 +222,8 @@ class GpuRunner:
             self._state.put_pages(row.index, n, pages[n:])
         row.pages = pages
 
-    def _forward(self, chunks: Sequence[Chunk]) -> tuple[Tensor, Tensor]:
-        """Logits of the sampled rows [n, V] and of the target rows, of chunks of any kind."""
+    def _forward(self, chunks: Sequence[Chunk]) -> tuple[Tensor, Tensor | None]:
+        """Logits of the sampled rows [n, V], and hidden states of the target rows, if any."""
         for chunk in chunks:
             row = self._rows[chunk.request_id]
             if chunk.samples:  # as it is when the chunk's last row is computed
@@ -227,12 +234,13 @@ class GpuRunner:
         inputs = self._inputs(chunks, step)
         hidden = self._model.forward(inputs, self._pool)
         sampled, targets = _split(chunks, step)
-        if not sampled and not targets:
-            nothing = torch.zeros(0, self._model.config.vocab_size, device=hidden.device)
-            return nothing, nothing
-        rows = self._device.upload(np.array([*sampled, *targets], np.int64))
-        logits = self._model.logits(hidden[rows])
-        return logits[: len(sampled)], logits[len(sampled) :]
+        logits = torch.zeros(0, self._model.config.vocab_size, device=hidden.device)
+        if sampled:
+            logits = self._model.logits(hidden[self._ints(sampled)])
+        return logits, hidden[self._ints(targets)] if targets else None
+
+    def _ints(self, values: Sequence[int]) -> Tensor:
+        return self._device.upload(np.array(values, np.int64))
 
     def _inputs(self, chunks: Sequence[Chunk], step: StepTensors) -> StepInputs:
         upload = self._device.upload
@@ -252,45 +260,38 @@ class GpuRunner:
 
     # --- log-probabilities -----------------------------------------------------------------------
 
-    def _raw_rows(
-        self,
-        chunks: Sequence[Chunk],
-        scored: Sequence[_Scored],
-        logits: Tensor,
-        targets: Tensor,
-    ) -> Tensor | None:
-        """The logits that are scored, as the model gave them: target rows, then sampled ones."""
-        sampled = [s.sampled for chunk, s in zip(chunks, scored, strict=True) if chunk.samples]
-        if not len(targets) and not any(sampled):
-            return None
-        at = self._device.upload(np.flatnonzero(sampled))
-        return torch.cat((targets, logits[at]))
+    def _target_scores(
+        self, chunks: Sequence[Chunk], hidden: Tensor | None, top: int
+    ) -> list[Scores]:
+        """Scores of the target rows: some at a time, as their logits are the most there is."""
+        if hidden is None:
+            return []
+        tokens = self._ints([token for chunk in chunks for token in chunk.targets])
+        pieces = torch.split(hidden, SCORED_AT_ONCE), torch.split(tokens, SCORED_AT_ONCE)
+        return [
+            log_probabilities(self._model.logits(some), wanted, top)
+            for some, wanted in zip(*pieces, strict=True)
+        ]
 
-    def _scores(
-        self,
-        chunks: Sequence[Chunk],
-        scored: Sequence[_Scored],
-        raw: Tensor | None,
-        tokens: Tensor,
-    ) -> tuple[Tensor, ...]:
-        """Log-probability, largest ones and their tokens for each scored row, in chunk order."""
-        if raw is None:
+    def _in_order(self, scored: Sequence[_Scored], scores: Sequence[Scores]) -> Sequence[Tensor]:
+        """The scores of all rows, targets first, chunk by chunk instead."""
+        if not scores:
             return ()
-        upload = self._device.upload
-        targets = upload(np.array([t for chunk in chunks for t in chunk.targets], np.int64))
-        sampled = [s.sampled for chunk, s in zip(chunks, scored, strict=True) if chunk.samples]
-        all_tokens = torch.cat((targets, tokens[upload(np.flatnonzero(sampled))]))
         order: list[int] = []
-        next_target, next_sampled = 0, len(targets)
+        next_target, next_sampled = 0, sum(item.n_targets for item in scored)
         for item in scored:
             order += range(next_target, next_target + item.n_targets)
             next_target += item.n_targets
             if item.sampled:
                 order.append(next_sampled)
                 next_sampled += 1
-        at = upload(np.array(order, np.int64))
-        top = max(item.top for item in scored)
-        return log_probabilities(raw[at], all_tokens[at], top)
+        at = self._ints(order)
+        return [torch.cat(parts)[at] for parts in zip(*scores, strict=True)]
+
+
+def _asked(chunks: Sequence[Chunk], scored: Sequence[_Scored]) -> list[bool]:
+    """Of the sampled rows: whether their log-probabilities are wanted."""
+    return [item.sampled for chunk, item in zip(chunks, scored, strict=True) if chunk.samples]
 
 
 def _is_decode(chunk: Chunk) -> bool:
