@@ -27,6 +27,7 @@ _KNOWN = (
     (r"NoExtension", "invalid_grammar", EMPTY),
     (r"(?i)look-?around", "", "look-around is not supported"),
     (r"(?i)backreference", "", "back references are not supported"),
+    (r"too many expressions", "grammar_too_large", TOO_COMPLEX),
     (r"error: ([^\n]+)", "invalid_grammar", "bad regular expression: {0}"),
     (r"(?i)too ?complex|fuel|too large|too many|too big|limit", "grammar_too_large", TOO_COMPLEX),
     (r"(\d+)\((\d+)\): (?!invalid regex)([^\n]+)", "invalid_grammar", "line {0}, column {1}: {2}"),
