@@ -41,7 +41,7 @@ Doctor Lin, who would rather be at home:
 again", "gear": {"item": "chest of herbs", "weight": 12}}
 
 """
-MAX_TOKENS = 160  # more than the longest sheet takes
+MAX_TOKENS = 128  # more than the longest sheet takes
 
 
 class Class(StrEnum):

@@ -21,6 +21,7 @@ import ramify.lang as rl
 from ramify.lang.backends.scripted import ScriptedEngine
 from ramify.lang.options import RUN_DEFAULTS
 from ramify.lang.regexes import DATE, build_regex_from_object, example_schema, literal
+from ramify.lang.schemas import closed
 
 
 class Mood(Enum):
@@ -50,20 +51,39 @@ def sent(expression):
 # --- gen ------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    "expression",
-    [
-        rl.gen("x", json_schema=Person),
-        rl.gen("x", dtype=Person),
-        rl.gen("x", json_schema=Person.model_json_schema()),
-        rl.gen("x", json_schema=json.dumps(Person.model_json_schema())),
-    ],
-)
-def test_a_schema_may_be_a_model_an_object_or_text(expression):
-    schema = json.loads(sent(expression)["json_schema"])
-    assert schema == Person.model_json_schema()
+def test_a_schema_may_be_an_object_or_text():
+    schema = {"type": "object", "properties": {"z": {}, "a": {"const": "é"}}}
+    text = json.dumps(schema, ensure_ascii=False)
+    assert sent(rl.gen("x", json_schema=schema))["json_schema"] == text
+    assert sent(rl.gen("x", json_schema=text))["json_schema"] == text
+
+
+@pytest.mark.parametrize("option", ["json_schema", "dtype"])
+def test_a_model_class_is_its_schema_without_further_properties(option):
+    """A small model goes on and on where it may; the class would drop what it adds."""
+    params = sent(rl.gen("x", **{option: Person}))
+    schema = json.loads(params["json_schema"])
+    assert "dtype" not in params
     assert list(schema["properties"]) == ["name", "age", "mood", "home", "tags", "nick"]
-    assert "dtype" not in sent(expression)
+    assert schema.pop("additionalProperties") is False
+    assert schema["$defs"]["Home"].pop("additionalProperties") is False
+    assert schema == Person.model_json_schema(), "and nothing else is changed"
+
+
+def test_only_what_is_open_by_default_is_closed():
+    inner = {"properties": {"a": {"enum": [{"properties": {}}]}}}
+    shut = inner | {"additionalProperties": False}
+    for free in (True, {"type": "integer"}):
+        assert closed(inner | {"additionalProperties": free})["additionalProperties"] == free
+    assert closed({"type": "object"}) == {"type": "object"}, "any object"
+    assert closed({"items": inner, "anyOf": [inner, True]}) == {
+        "items": shut,
+        "anyOf": [shut, True],
+    }
+    assert closed({"additionalProperties": inner}) == {"additionalProperties": shut}
+    assert closed({"$defs": {"properties": inner}}) == {"$defs": {"properties": shut}}
+    parts = {"allOf": [inner, {"properties": {"b": {}}}]}
+    assert closed(parts) == parts, "no instance would have the properties of both"
 
 
 def test_the_value_of_a_model_is_its_text():
