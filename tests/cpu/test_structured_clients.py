@@ -115,6 +115,27 @@ def test_other_dialects_by_extra_body(client, fields, pattern):
     assert {choice.finish_reason for choice in done.choices} == {"stop"}
 
 
+ARGUMENTS = {
+    "type": "object",
+    "properties": {"x": {"type": "boolean"}},
+    "required": ["x"],
+    "additionalProperties": False,
+}
+CONTENT = {"type": "json_schema", "json_schema": ARGUMENTS}
+
+
+def test_structural_tags_in_both_forms(client):
+    tag = {"type": "tag", "begin": "<call>", "content": CONTENT, "end": "</call>"}
+    one = {"type": "structural_tag", "format": tag}
+    text, reason = said(client, response_format=one)
+    assert re.fullmatch(r'<call>\s*\{\s*"x":\s*(true|false)\s*\}\s*</call>', text)
+    assert reason == "stop"
+    structures = [{"begin": "<call>", "schema": ARGUMENTS, "end": "</call>"}]
+    older = {"type": "structural_tag", "structures": structures, "triggers": ["<call>"]}
+    text, _ = said(client, response_format=older, max_tokens=10)
+    assert text, "free text until a trigger comes"
+
+
 def test_a_lenient_schema_says_what_was_not_enforced(client):
     schema = {"type": "integer", "minimum": 10, "maximum": 99, "not": {"const": 5}}
     named = {"name": "n", "schema": schema}
