@@ -2,6 +2,8 @@
 
 import re
 import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
 from enum import Enum
 from pathlib import Path
 from typing import Literal
@@ -234,3 +236,36 @@ def test_what_cannot_be_compiled_is_a_400_and_hurts_nobody(url, params, name, co
         assert http.post("/generate", json={"text": "a", "sampling_params": short}).is_success
         info = http.get("/server_info").json()
         assert (info["violations"], info["stats"]["running"]) == ([], 0)
+
+
+def test_many_at_once_each_keep_to_their_own(url):
+    """Constrained and free, good and bad, and clients that leave: nobody gets another's."""
+    patterns = [f"{letter}[0-9]{{{n}}}" for letter in "abcd" for n in (1, 3, 6)]
+
+    def ask(i):
+        pattern = patterns[i % len(patterns)]
+        params = {"regex": pattern, "max_new_tokens": 12, "temperature": 1.0}
+        if i % 4 == 1:
+            params = {"max_new_tokens": 3, "ignore_eos": True}
+        if i % 4 == 2:
+            params["regex"] = "(" + pattern
+        timeout = 0.01 if i % 4 == 3 else 120
+        try:
+            reply = httpx.post(
+                f"{url}/generate", json={"text": "x", "sampling_params": params}, timeout=timeout
+            )
+        except httpx.TimeoutException:
+            return i % 4 == 3
+        if i % 4 == 2:
+            return reply.status_code == 400
+        if i % 4 == 1:
+            return reply.json()["meta_info"]["completion_tokens"] == 3
+        return re.fullmatch(pattern, reply.json()["text"]) is not None
+
+    with ThreadPoolExecutor(12) as pool:
+        right = list(pool.map(ask, range(36)))
+    assert [i for i, good in enumerate(right) if not good] == []
+    deadline = time.monotonic() + 20
+    while (info := httpx.get(f"{url}/server_info").json())["stats"]["running"]:
+        assert time.monotonic() < deadline, "those whose clients left are ended"
+    assert info["violations"] == []
