@@ -111,6 +111,21 @@ def test_what_is_invalid_does_not_pass(engine, schema):
     assert not let_through(engine, schema, invalid)
 
 
+IDLE = [
+    {"type": "array", "items": {"type": "integer"}, "uniqueItems": False, "minContains": 2},
+    {"type": "integer", "uniqueItems": True, "propertyNames": {"const": "a"}, "if": {"const": 1}},
+    {"type": "string", "dependencies": {}, "dependentRequired": {}, "not": False, "then": False},
+]
+
+
+@pytest.mark.parametrize("schema", IDLE, ids=json.dumps)
+def test_what_binds_nothing_is_in_nobodys_way(engine, schema):
+    """Generated schemas are full of keywords that engines refuse wherever they stand."""
+    grammar = engine.compile(GrammarSpec("json_schema", json.dumps(schema)))
+    judge = jsonschema.Draft202012Validator(schema)
+    assert [v for v in VALUES if takes(grammar, v)] == [v for v in VALUES if judge.is_valid(v)]
+
+
 @pytest.mark.skipif(not SUITE.is_file(), reason="the schema suite is not here")
 def test_the_official_suite_finds_nothing_that_passes(engine):
     if engine.name == "outlines":

@@ -19,6 +19,7 @@ from llguidance import LLMatcher
 
 from ramify.srt.constrained import ebnf, limits, llguidance_errors
 from ramify.srt.constrained.base import GrammarError, Row
+from ramify.srt.constrained.idle import without_idle
 from ramify.srt.constrained.steps import StepsGrammar
 from ramify.srt.constrained.vocabulary import Vocabulary
 from ramify.srt.grammar import GrammarSpec
@@ -196,7 +197,7 @@ def _source(spec: GrammarSpec) -> str:
         return LLMatcher.grammar_from_regex(spec.text)
     if spec.kind == "json_schema":
         options = JSON_OPTIONS if spec.strict else LENIENT_OPTIONS
-        value = limits.schema(spec.text)
+        value = without_idle(limits.schema(spec.text))
         return LLMatcher.grammar_from_json_schema(value, overrides=cast(Any, options))
     if spec.kind == "choice":
         literals = (json.dumps(choice, ensure_ascii=False) for choice in limits.choices(spec.text))
