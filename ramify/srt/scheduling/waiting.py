@@ -66,7 +66,7 @@ class WaitingQueue:
         if self._by_hit:
             self._by_age_of_hit[request.number] = request
         request.hit_version = -1
-        request.fetch_asked = False
+        request.fetched = False
         if request.page_keys is None:
             request.page_keys = self._cache.page_keys(request.submit.namespace)
         self._line_up(request)
@@ -124,16 +124,17 @@ class WaitingQueue:
 
     def fetch(self, request: Request) -> bool:
         """Out of line while its prefix is read from disk. False if there is nothing to wait for."""
-        if not request.fetch_asked:
-            request.fetch_asked = True
-            request.fetch = self._cache.fetch(
-                request.submit.namespace, request.tokens, request.reuse_limit, request.page_keys
-            )
-            if request.fetch is not None:
-                self.order.remove(request)
-                self._fetching[request.number] = request
-                return True
-        return False
+        if request.fetched:
+            return False
+        request.fetch = self._cache.fetch(
+            request.submit.namespace, request.tokens, request.reuse_limit, request.page_keys
+        )
+        if request.fetch is None:
+            return False
+        request.fetched = True
+        self.order.remove(request)
+        self._fetching[request.number] = request
+        return True
 
     def violations(self) -> list[str]:
         """Broken rules of the drawing above, in words."""
