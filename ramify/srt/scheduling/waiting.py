@@ -149,6 +149,10 @@ class WaitingQueue:
             found.append(f"{len(everyone)} requests wait, but others are aging")
         if self.n_tokens != sum(request.prompt_length for request in self.values()):
             found.append(f"the prompts that wait are not of {self.n_tokens} tokens")
+        held = {id(request.fetch) for request in self.values() if request.fetch is not None}
+        fetches = self._cache.tiers.fetches if self._cache.tiers else {}
+        if held != set(fetches):
+            found.append(f"{len(fetches)} fetches are of {len(held)} requests that wait")
         found += [f"nobody waits for {r.id}" for r, heap in self._parked.values() if not heap.items]
         return found
 
