@@ -124,7 +124,11 @@ def _files(config: EngineConfig, folder: ModelFolder, model: LlamaModel) -> Page
     page_bytes = bytes_per_page(
         shape.n_layers, shape.n_kv_heads, config.page_size, shape.head_dim, model.dtype
     )
-    where = Path(config.disk_cache_dir).expanduser() if config.disk_cache_dir else cache_folder() / "pages"
+    where = (
+        Path(config.disk_cache_dir).expanduser()
+        if config.disk_cache_dir
+        else cache_folder() / "pages"
+    )
     try:
         return PageFiles(where, name, page_bytes, config.page_size)
     except FolderUnusable as error:
