@@ -16,6 +16,7 @@ Every accepted request is answered by exactly one Finished.
 from array import array
 
 from ramify.radix_cache import invariants
+from ramify.radix_cache.eviction import LINEAR_WORK
 from ramify.radix_cache.key import as_tokens
 from ramify.radix_cache.plans import FileDone
 from ramify.radix_cache.prefix_cache import PrefixCache
@@ -143,21 +144,23 @@ class Scheduler:
         budget = self.limits.step_tokens - len(chunks)
         if chunks:  # somebody is being answered: a long prompt must not make the step long
             budget = min(budget, self._mixed_budget())
+        weigh = bool(chunks) and self.limits.mixed_tokens is not None
         for request in self.running.values():
             if not request.decodes and request.launched < len(request.tokens) and budget > 0:
-                chunks.append(self._chunk(request, budget))
-                budget -= len(chunks[-1].tokens)
+                chunks.append(self._chunk(request, _affordable(request, budget, weigh)))
+                budget -= _weight(chunks[-1], weigh)
         headroom = admission.headroom_pages(self.running, self.cache.page_size)
         while budget > 0 and (admitted := self._admit(now, headroom)) is not None:
-            chunks.append(self._chunk(admitted, budget))
-            budget -= len(chunks[-1].tokens)
+            chunks.append(self._chunk(admitted, _affordable(admitted, budget, weigh)))
+            budget -= _weight(chunks[-1], weigh)
         return self._step(chunks) if chunks or self.cache.has_moves else None
 
     def _mixed_budget(self) -> int:
         """Prompt tokens of a step that also decodes: so many for each prompt that wants them.
 
         One long prompt among many chats goes in small pieces; when many prompts want to start,
-        large pieces are what gets everybody answered soonest.
+        large pieces are what gets everybody answered soonest. Tokens deep in a prompt count for
+        more here: they read everything before them.
         """
         if self.limits.mixed_tokens is None:
             return self.limits.step_tokens
@@ -361,6 +364,19 @@ class Scheduler:
             found.append(f"{len(self.cache.leases)} leases for {len(self.running)} requests")
         found += [f"{r.id} waits and holds pages" for r in self.waiting.values() if r.lease]
         return found
+
+
+def _affordable(request: Request, budget: int, weigh: bool) -> int:
+    """How many of the request's next tokens a budget pays for; at least one."""
+    if not weigh:
+        return budget
+    return -(-budget * LINEAR_WORK // (LINEAR_WORK + request.launched))
+
+
+def _weight(chunk: Chunk, weigh: bool) -> int:
+    """What a chunk takes of a budget: see `eviction.LINEAR_WORK`."""
+    n = len(chunk.tokens)
+    return n * (LINEAR_WORK + chunk.start) // LINEAR_WORK if weigh else n
 
 
 def _targets(request: Request, start: int, end: int) -> tuple[int, tuple[int, ...]]:
