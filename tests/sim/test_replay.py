@@ -165,7 +165,7 @@ def test_the_command_prints_a_row_for_each_size_and_a_column_for_each_policy(tmp
     rows = [line.split() for line in table.splitlines()[1:]]
     assert rows == [
         ["40", "0.0", "0.0", "0.0", "4"],  # nobody fits
-        ["48", "0.0", "0.0", "24.4", "0"],  # one of the two could have been kept
+        ["48", "0.0", "0.0", "30.0", "0"],  # one of the two could have been kept, and nine tokens
         ["192", "48.8", "48.8", "48.8", "0"],
     ]
 

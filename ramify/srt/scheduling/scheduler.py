@@ -13,15 +13,13 @@ published before it is applied. The results of its chunks in flight are stale, a
 Every accepted request is answered by exactly one Finished.
 """
 
-from array import array
-
 from ramify.radix_cache.key import as_tokens
 from ramify.radix_cache.plans import FileDone
 from ramify.radix_cache.prefix_cache import PrefixCache
 from ramify.srt.constrained.base import CompiledGrammar
 from ramify.srt.ids import FinishReason
 from ramify.srt.messages import EngineStats, Finished, Rejected, Submit, ToFrontend, TokenLogprob
-from ramify.srt.scheduling import admission, answers, counters
+from ramify.srt.scheduling import admission, answers, counters, pieces
 from ramify.srt.scheduling.counters import Counters
 from ramify.srt.scheduling.lazy_heap import LazyHeap
 from ramify.srt.scheduling.limits import SchedulerLimits
@@ -31,7 +29,6 @@ from ramify.srt.scheduling.request import Event, Request, State
 from ramify.srt.scheduling.waiting import WaitingQueue
 
 BACK_UP_PAGES = 256  # begun at once
-UNKNOWN = array("I", [0])  # holds the place of a token that is being sampled
 
 
 class Scheduler:
@@ -149,21 +146,23 @@ class Scheduler:
             budget -= len(chunks[-1].tokens) - 1
         if chunks:  # somebody is being answered: a long prompt must not make the step long
             budget = min(budget, self._mixed_budget())
+        weigh = bool(chunks) and self.limits.mixed_tokens is not None
         for request in self.running.values():
             if not request.decodes and request.launched < len(request.tokens) and budget > 0:
-                chunks.append(self._chunk(request, budget))
-                budget -= len(chunks[-1].tokens)
+                chunks.append(self._chunk(request, pieces.affordable(request, budget, weigh)))
+                budget -= pieces.weight(chunks[-1], weigh)
         headroom = admission.headroom_pages(self.running, self.cache.page_size)
         while budget > 0 and (admitted := self._admit(now, headroom)) is not None:
-            chunks.append(self._chunk(admitted, budget))
-            budget -= len(chunks[-1].tokens)
+            chunks.append(self._chunk(admitted, pieces.affordable(admitted, budget, weigh)))
+            budget -= pieces.weight(chunks[-1], weigh)
         return self._step(chunks) if chunks or self.cache.has_moves else None
 
     def _mixed_budget(self) -> int:
         """Prompt tokens of a step that also decodes: so many for each prompt that wants them.
 
         One long prompt among many chats goes in small pieces; when many prompts want to start,
-        large pieces are what gets everybody answered soonest.
+        large pieces are what gets everybody answered soonest. Tokens deep in a prompt count for
+        more here: they read everything before them.
         """
         if self.limits.mixed_tokens is None:
             return self.limits.step_tokens
@@ -179,24 +178,7 @@ class Scheduler:
         )
 
     def _chunk(self, request: Request, budget: int) -> Chunk:
-        start = request.launched
-        end = min(start + budget, request.length)
-        first, targets = _targets(request, start, end)
-        samples = end == request.length and request.max_new_tokens > 0
-        request.launched = end
-        request.ahead += samples
-        return Chunk(
-            request_id=request.id,
-            admission=request.admission,
-            start=start,
-            tokens=request.tokens[start:end] or UNKNOWN,
-            pages=tuple(request.held_lease.table),
-            samples=samples,
-            first_target_row=first,
-            targets=targets,
-            follows=start >= len(request.tokens),
-            max_forced=request.max_forced if samples and self.limits.jump_forward else 0,
-        )
+        return pieces.next_chunk(request, budget, jump_forward=self.limits.jump_forward)
 
     def _grow_decodes(self) -> None:
         """A slot for the newest token of every decoding request, the oldest request first."""
@@ -363,15 +345,6 @@ class Scheduler:
     def violations(self) -> list[str]:
         """Broken invariants of the cache and of the requests' hold on it, in words."""
         return counters.violations(self.running, self.waiting, self.cache)
-
-
-def _targets(request: Request, start: int, end: int) -> tuple[int, tuple[int, ...]]:
-    """(first row, tokens) that rows start .. end - 1 score: row p scores token p + 1."""
-    wanted = request.unscored
-    if not wanted:
-        return 0, ()
-    first = max(start + 1, wanted.start)
-    return first - 1 - start, tuple(request.tokens[first : min(end + 1, wanted.stop)])
 
 
 def _enter(request: Request) -> Enter:
