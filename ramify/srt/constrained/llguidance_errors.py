@@ -22,6 +22,12 @@ _KNOWN = (
         "unsupported_schema",
         '"$ref" to itself beside other keywords cannot be enforced',
     ),
+    (
+        r"patternProperty regexes .* not disjoint",
+        "unsupported_schema",
+        "patternProperties cannot be enforced: its patterns may overlap",
+    ),
+    (r"Expected \w+ integer for '(\w+)'", "invalid_grammar", "{0} must be a whole number"),
     (r"Unsatisfiable schema: ([^\n]+)", "invalid_grammar", "nothing satisfies the schema: {0}"),
     (r"Pointer '([^'\n]*)' does not exist", "invalid_grammar", '"$ref": "{0}" points nowhere'),
     (r"NoExtension", "invalid_grammar", EMPTY),
