@@ -1,14 +1,16 @@
 """Real schemas: how many compile, whether their masks keep the promise, and what a mask costs.
 
-    python benchmarks/schemas.py DATA [--every N]
+    python benchmarks/schemas.py [--every N]
 
-DATA is a folder with `maskbench_dev_300.jsonl` (schemas with valid and invalid instances, of
-JSONSchemaBench) and `jsts_draft2020-12.jsonl` (the official test suite). Every instance is written
+In the folder of the test data (RAMIFY_TEST_DATA) are `jsonschemabench/maskbench_dev_300.jsonl`
+(schemas with valid and invalid instances, of JSONSchemaBench) and beside it
+`jsts_draft2020-12.jsonl` (the official test suite). Every instance is written
 in the model's own tokens, and taken if each token is in its mask and an end token is at its end.
 Times are of this thread's own work, so that a busy machine shows less.
 """
 
 import json
+import os
 import statistics
 import sys
 import time
@@ -27,6 +29,8 @@ from ramify.srt.grammar import GrammarSpec
 from ramify.srt.tokenization.tokenizer import Tokenizer
 from ramify.srt.weights.source import prepare
 
+DATA = Path(os.environ.get("RAMIFY_TEST_DATA", Path(__file__).parents[2] / "shared" / "data"))
+FOLDER = DATA / "jsonschemabench"
 REAL, OFFICIAL = "maskbench_dev_300.jsonl", "jsts_draft2020-12.jsonl"
 SPACED, COMPACT = (", ", ": "), (",", ":")  # the latter inside of constants
 
@@ -178,13 +182,14 @@ def _print(title: str, out: Outcome) -> None:
 
 
 def main() -> None:
-    folder = Path(sys.argv[1])
+    if not FOLDER.is_dir():
+        sys.exit("RAMIFY_TEST_DATA holds no jsonschemabench")
     every = argument("every", 1)
     add_machine()
     table = vocabulary()
     backend = load_backend("auto", table)
     for title, cases in (("real", real_cases), ("official", official_cases)):
-        chosen = [case for i, case in enumerate(cases(folder)) if i % every == 0]
+        chosen = [case for i, case in enumerate(cases(FOLDER)) if i % every == 0]
         _print(title, judge(backend, table, iter(chosen)))
 
 
