@@ -6,10 +6,10 @@ The runner is a fake one that draws tokens, so a run takes seconds and gives the
 machine. Columns, all in percent of the prompt tokens:
 
     lru, lfu, ...   found computed, with this eviction policy
-    same schedule   the best that any eviction could have found in the run of `lru`, where what
-                    runs holds its pages; and how much of it `lru` found
+    same schedule   the best that any eviction could have found in the run of the default, where
+                    what runs holds its pages; in brackets how much of it the default found
     alone           the best with the same memory and order of admission, but one request at a time,
-                    so that all memory is for the past; and how much of it `lru` found
+                    so that all memory is for the past
     unlimited       the best with all memory that there is, in the same schedule
 
 No policy can reach "alone" with several requests at once. See `offline_optimum.py` for both.
