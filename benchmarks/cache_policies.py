@@ -12,7 +12,7 @@ machine. Columns, all in percent of the prompt tokens:
                     so that all memory is for the past
     unlimited       the best with all memory that there is, in the same schedule
 
-No policy can reach "alone" with several requests at once. See `offline_optimum.py` for both.
+No policy can find more than "same schedule" in that run. See `offline_optimum.py` for both.
 """
 
 import random
