@@ -29,6 +29,7 @@ from ramify.srt.scheduling.limits import SchedulerLimits
 from ramify.srt.scheduling.scheduler import Scheduler
 
 PAGE = 16
+POOLS = (8_192, 16_384, 32_768)  # from much too small to nearly enough for all but the chats
 UNLIMITED = 10**9
 DEFAULT = EngineConfig().eviction_policy
 OPTIMA = ("same schedule", "alone", "unlimited")
@@ -76,9 +77,8 @@ def measure(workload: str, seed: int, pool_tokens: int) -> dict[str, float]:
     return rates | optima(runs[DEFAULT], pool_tokens)
 
 
-def main() -> None:
-    add_machine()
-    pool, seeds = argument("pool", 16_384), argument("seeds", 4)
+def table(pool: int, seeds: int) -> dict[str, list[float]]:
+    """Print the rows of one pool. Returns how much the default reached of each optimum, by row."""
     print(f"pool of {pool:,} tokens, {seeds} seeds, 16 requests at once; hit rates in %")
     heads = "".join(f"{head:>9s}" for head in POLICIES)
     print(f"{'workload':16s}{heads}" + "".join(f"{head:>15s}" for head in OPTIMA))
@@ -93,9 +93,19 @@ def main() -> None:
                 of.append(100 * means[DEFAULT] / means[optimum])
                 line += f" ({of[-1]:4.1f})"
         print(f"{workload:16s}{line}", flush=True)
-    print(f"where there is something to find, {DEFAULT} finds on average")
-    for optimum, ratios in reached.items():
-        print(f"  {statistics.mean(ratios):.1f} % of the optimum, {optimum}")
+    return reached
+
+
+def main() -> None:
+    add_machine()
+    pool, seeds = argument("pool", 0), argument("seeds", 4)
+    pools = (pool,) if pool else POOLS
+    tables = [table(pool, seeds) for pool in pools]
+    print(f"where there is something to find, {DEFAULT} finds on average, pool by pool and in all")
+    for optimum in OPTIMA:
+        means = [statistics.mean(reached[optimum]) for reached in tables]
+        by_pool = ", ".join(f"{mean:.1f}" for mean in means)
+        print(f"  {by_pool}: {statistics.mean(means):.1f} % of the optimum, {optimum}")
 
 
 if __name__ == "__main__":
