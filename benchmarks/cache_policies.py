@@ -6,13 +6,13 @@ The runner is a fake one that draws tokens, so a run takes seconds and gives the
 machine. Columns, all in percent of the prompt tokens:
 
     lru, lfu, ...   found computed, with this eviction policy
-    same schedule   the best that any eviction could have found in the run of `lru`, where what
-                    runs holds its pages; and how much of it `lru` found
+    same schedule   the best that any eviction could have found in the run of the default, where
+                    what runs holds its pages; in brackets how much of it the default found
     alone           the best with the same memory and order of admission, but one request at a time,
-                    so that all memory is for the past; and how much of it `lru` found
+                    so that all memory is for the past
     unlimited       the best with all memory that there is, in the same schedule
 
-No policy can reach "alone" with several requests at once. See `offline_optimum.py` for both.
+No policy can find more than "same schedule" in that run. See `offline_optimum.py` for both.
 """
 
 import random
@@ -29,6 +29,7 @@ from ramify.srt.scheduling.limits import SchedulerLimits
 from ramify.srt.scheduling.scheduler import Scheduler
 
 PAGE = 16
+POOLS = (8_192, 16_384, 32_768)  # from much too small to nearly enough for all but the chats
 UNLIMITED = 10**9
 DEFAULT = EngineConfig().eviction_policy
 OPTIMA = ("same schedule", "alone", "unlimited")
@@ -76,9 +77,8 @@ def measure(workload: str, seed: int, pool_tokens: int) -> dict[str, float]:
     return rates | optima(runs[DEFAULT], pool_tokens)
 
 
-def main() -> None:
-    add_machine()
-    pool, seeds = argument("pool", 16_384), argument("seeds", 4)
+def table(pool: int, seeds: int) -> dict[str, list[float]]:
+    """Print the rows of one pool. Returns how much the default reached of each optimum, by row."""
     print(f"pool of {pool:,} tokens, {seeds} seeds, 16 requests at once; hit rates in %")
     heads = "".join(f"{head:>9s}" for head in POLICIES)
     print(f"{'workload':16s}{heads}" + "".join(f"{head:>15s}" for head in OPTIMA))
@@ -93,9 +93,19 @@ def main() -> None:
                 of.append(100 * means[DEFAULT] / means[optimum])
                 line += f" ({of[-1]:4.1f})"
         print(f"{workload:16s}{line}", flush=True)
-    print(f"where there is something to find, {DEFAULT} finds on average")
-    for optimum, ratios in reached.items():
-        print(f"  {statistics.mean(ratios):.1f} % of the optimum, {optimum}")
+    return reached
+
+
+def main() -> None:
+    add_machine()
+    pool, seeds = argument("pool", 0), argument("seeds", 4)
+    pools = (pool,) if pool else POOLS
+    tables = [table(pool, seeds) for pool in pools]
+    print(f"where there is something to find, {DEFAULT} finds on average, pool by pool and in all")
+    for optimum in OPTIMA:
+        means = [statistics.mean(reached[optimum]) for reached in tables]
+        by_pool = ", ".join(f"{mean:.1f}" for mean in means)
+        print(f"  {by_pool}: {statistics.mean(means):.1f} % of the optimum, {optimum}")
 
 
 if __name__ == "__main__":
