@@ -1,17 +1,35 @@
 """The best that any eviction could have done: Belady's rule on the tree, knowing the future.
 
-Requests are taken in the order in which the real run admitted them. All sequences together make
-one static tree, cut at every branch. A node is kept or evicted whole; only leaves of what is kept
-may go, and the one whose next use lies farthest ahead goes first (Belady, A study of replacement
-algorithms for a virtual-storage computer, 1966). Requests do not overlap here and hold no pages
-while they run, so a real engine with the same memory cannot quite reach this.
+All sequences together make one static tree, cut at every branch. Memory is counted in tokens. A
+token that is not in use may stay until its next use, and one that stays that long is a hit:
+
+    token x   used . . kept . . used                       1 hit
+    token y          used . . . . . . given up . used      0 hits
+    --------------------------------------------------> time, at most `capacity` rows at any time
+
+So the question is which intervals fit, and each is worth the same. Giving up what is used farthest
+ahead is then the best there is (L. A. Belady, A study of replacement algorithms for a
+virtual-storage computer, 1966). With whole nodes, which have unequal sizes, it would not be: here a
+node may lose its last tokens and keep the others. That a token is of no use without those before it
+costs nothing, as they are used no later. What cannot be found is the last token of a prompt, which
+every engine computes: keeping it for that is worth nothing.
+
+Two schedules, both with the admissions of the real run in their order:
+
+    optimal_hits      one request after the other, each gone before the next comes
+    scheduled_hits    the real one: what a request holds cannot go while it runs
+
+The first is that of a machine which serves one request at a time, with all memory for the past. The
+second bounds what any eviction policy can reach in that run, and is generous: pages are never
+partly empty, prefixes never held twice, and what a request computes is found by those admitted
+after it at once.
 """
 
 import heapq
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from traces import Served, tokens
+from traces import Hold, Served, tokens
 
 from ramify.radix_cache.page_allocator import PageAllocator
 from ramify.radix_cache.tree import Node, RadixTree
@@ -19,114 +37,148 @@ from ramify.radix_cache.tree import Node, RadixTree
 NEVER = 1 << 60
 
 
-@dataclass
-class _Kept:
-    """What the replay knows of a node of the static tree."""
-
-    uses: list[int] = field(default_factory=list)  # requests whose prompt goes through, in order
-    next_use: int = 0  # index into uses
-    held: bool = False
-    held_children: int = 0
-
-
 def optimal_hits(served: Sequence[Served], capacity_tokens: int) -> int:
-    """Prompt tokens that the best eviction would have found computed, over all requests."""
+    """Prompt tokens that the best eviction finds, over all requests, served one by one."""
     replay = _Replay(served, capacity_tokens)
-    return sum(replay.serve(number, request) for number, request in enumerate(served))
+    hits = 0
+    for number, request in enumerate(served):
+        hits += replay.admit(number)
+        replay.release(number, len(request.prompt) + max(len(request.output) - 1, 0))
+        replay.make_room()
+    return hits
+
+
+def scheduled_hits(served: Sequence[Served], holds: Sequence[Hold], capacity_tokens: int) -> int:
+    """Prompt tokens that the best eviction finds, where requests hold what they held in the run."""
+    replay = _Replay(served, capacity_tokens)
+    hits = 0
+    held = [0] * len(served)
+    admitted = 0
+    for number, n_tokens in holds:
+        if number == admitted:
+            hits += replay.admit(number)
+            admitted += 1
+        elif held[number] == 0:
+            replay.resume(number, n_tokens)
+        elif n_tokens == 0:
+            replay.release(number, held[number])
+        else:
+            replay.grow(number, n_tokens)
+        held[number] = n_tokens
+        replay.make_room()
+    return hits
+
+
+@dataclass
+class _Part:
+    """A node of the static tree. `held` of its tokens are in memory: all while it is pinned."""
+
+    size: int
+    end: int
+    uses: list[int] = field(default_factory=list)  # requests that can find it, in order
+    used: int = 0  # of the uses, those that are over
+    pins: int = 0  # by requests that run
+    held: int = 0
+
+    @property
+    def next_use(self) -> int:
+        return self.uses[self.used] if self.used < len(self.uses) else NEVER
+
+    @property
+    def rank(self) -> tuple[int, int]:
+        """Of all that is not pinned, the smallest goes first: used last, then the deepest."""
+        return -self.next_use, -self.end
 
 
 class _Replay:
     def __init__(self, served: Sequence[Served], capacity: int) -> None:
+        self._served = served
         self._free = capacity
         self._tree = _static_tree(served)
-        self._state: dict[int, _Kept] = {}
-        self._heap: list[tuple[int, int, Node]] = []  # (-next use, number, node)
-        for number, request in enumerate(served):
-            for node in self._path(request.prompt):
-                self._at(node).uses.append(number)
+        self._parts: dict[int, _Part] = {}  # by node
+        self._own = [0] * len(served)  # slots that a running request has for what it generates
+        self._heap: list[tuple[tuple[int, int], int, _Part]] = []  # (rank, node, part)
+        for number in range(len(served)):
+            for _, part in self._findable(number):
+                part.uses.append(number)
 
-    def serve(self, number: int, request: Served) -> int:
-        """Hits of one request; afterwards its whole sequence is kept as far as memory allows."""
-        path = self._path(request.prompt)
-        hit = 0
-        for node in path:
-            state = self._at(node)
-            state.next_use += 1
-            if not state.held:
-                break
-            hit += len(node.tokens)
-        for node in path:
-            self._offer(node)
-        for node in self._path(request.prompt + request.output[:-1]):
-            if not self._keep(node, number):
-                break
-        return min(hit, len(request.prompt) - 1)
+    def admit(self, number: int) -> int:
+        """Start a request: its prompt is held from now on. Returns how much of it was there."""
+        hits = 0
+        for _, part in self._findable(number):
+            hits += part.held
+            part.used += 1
+        self._pin(number)
+        return hits
 
-    def _keep(self, node: Node, number: int) -> bool:
-        state = self._at(node)
-        if not state.held:
-            if self._next(node) == NEVER or not self._make_room(len(node.tokens), node):
-                return False
-            state.held = True
-            self._free -= len(node.tokens)
-            if node.parent is not None:
-                self._at(node.parent).held_children += 1
-        self._offer(node)
-        return True
+    def resume(self, number: int, n_tokens: int) -> None:
+        """Start it again after a retraction. Nobody counts what it finds."""
+        self._pin(number)
+        self.grow(number, n_tokens)
 
-    def _make_room(self, n: int, wanted: Node) -> bool:
-        """Evict leaves that are used later than the wanted node, farthest first."""
-        limit = self._next(wanted)
-        while self._free < n and self._heap:
-            key, _, node = heapq.heappop(self._heap)
-            state = self._at(node)
-            if not state.held or state.held_children or -key != self._next(node):
-                continue  # outdated: it was offered again with its present key
-            if -key <= limit:
-                heapq.heappush(self._heap, (key, node.number, node))
-                return False
-            state.held = False
-            self._free += len(node.tokens)
-            if node.parent is not None:
-                self._at(node.parent).held_children -= 1
-                self._offer(node.parent)
-        return self._free >= n
+    def grow(self, number: int, n_tokens: int) -> None:
+        """Let it hold n_tokens. What is generated is its own until it ends."""
+        own = n_tokens - len(self._served[number].prompt)
+        self._free += self._own[number] - own
+        self._own[number] = own
 
-    def _offer(self, node: Node) -> None:
-        state = self._at(node)
-        if state.held and not state.held_children and node.parent is not None:
-            heapq.heappush(self._heap, (-self._next(node), node.number, node))
+    def release(self, number: int, n_tokens: int) -> None:
+        """End it, or retract it. Its first n_tokens, all computed, may stay or go."""
+        request = self._served[number]
+        self._free += self._own[number]
+        self._own[number] = 0
+        for _, part in self._path(request.prompt):
+            part.pins -= 1
+        for node, part in self._path((request.prompt + request.output)[:n_tokens]):
+            self._fill(part)
+            if not part.pins:
+                heapq.heappush(self._heap, (part.rank, node, part))
 
-    def _next(self, node: Node) -> int:
-        state = self._at(node)
-        return state.uses[state.next_use] if state.next_use < len(state.uses) else NEVER
+    def make_room(self) -> None:
+        """Give up what is used farthest ahead, until the rest fits."""
+        while self._free < 0 and self._heap:
+            rank, _, part = self._heap[0]
+            lost = min(part.held, -self._free)
+            if part.pins or rank != part.rank or not lost:
+                heapq.heappop(self._heap)  # outdated: offered again when it is released
+                continue
+            part.held -= lost
+            self._free += lost
 
-    def _at(self, node: Node) -> _Kept:
-        return self._state.setdefault(node.number, _Kept())
+    def _pin(self, number: int) -> None:
+        for _, part in self._path(self._served[number].prompt):
+            self._fill(part)
+            part.pins += 1
 
-    def _path(self, ids: list[int]) -> list[Node]:
-        """Nodes of the static tree that lie wholly on the way of `ids`, from the top."""
-        path: list[Node] = []
-        node = self._tree.roots[""]
+    def _fill(self, part: _Part) -> None:
+        self._free -= part.size - part.held
+        part.held = part.size
+
+    def _findable(self, number: int) -> list[tuple[int, _Part]]:
+        return self._path(self._served[number].prompt[:-1])
+
+    def _path(self, ids: list[int]) -> list[tuple[int, _Part]]:
+        """(node, part) of those that lie wholly on the way of `ids`, from the top."""
+        path: list[tuple[int, _Part]] = []
+        node: Node | None = self._tree.roots.get("")
         n = 0
-        while n < len(ids) and (child := node.children.get(ids[n])) is not None:
-            if child.end > len(ids):
+        while node is not None and n < len(ids):
+            node = node.children.get(ids[n])
+            if node is None or node.end > len(ids):
                 break
-            path.append(child)
-            node, n = child, child.end
+            n = node.end
+            fresh = _Part(len(node.tokens), node.end)
+            path.append((node.number, self._parts.setdefault(node.number, fresh)))
         return path
 
 
 def _static_tree(served: Sequence[Served]) -> RadixTree:
-    """All sequences, cut at every branch and at the end of every prompt."""
-    total = sum(len(r.prompt) + len(r.output) for r in served) + 1
-    tree = RadixTree(PageAllocator(total), total)
+    """All sequences, cut at every branch, before and after the last token of every prompt."""
+    longest = max((len(r.prompt) + len(r.output) for r in served), default=1)
+    tree = RadixTree(PageAllocator(3 * len(served)), longest)
     for request in served:
-        for ids in (request.prompt, request.prompt + request.output[:-1]):
-            tree.insert("", tokens(ids), _one_page(tree, tokens(ids)))
+        prompt = request.prompt
+        for ids in (prompt[:-1], prompt, prompt + request.output[:-1]):
+            if ids:
+                tree.insert("", tokens(ids), [tree.pages.take()])  # one page: it means nothing
     return tree
-
-
-def _one_page(tree: RadixTree, key: object) -> list[int]:
-    """The static tree has one page as long as everything: its pages mean nothing."""
-    return [tree.pages.take()]

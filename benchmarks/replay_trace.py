@@ -222,6 +222,9 @@ def print_replay(trace: Trace, replay: Replay) -> None:
     print(f"replayed: {same if replay.differs_at is None else other}")
     if trace.header.config.disk_cache_gb:
         print("recorded with a disk behind the cache; here it has none")
+    submits = [call.message for call in trace.calls if isinstance(call, SubmitCall)]
+    if any(submit.grammar is not None for submit in submits):
+        print("recorded with grammars; here forced tokens are steps of their own")
 
 
 def print_table(trace: Trace, pools: Sequence[int], policies: Sequence[str]) -> None:

@@ -4,6 +4,8 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+from msgspec.structs import replace
+
 from ramify.radix_cache.eviction import POLICIES
 from ramify.radix_cache.prefix_cache import PrefixCache
 from ramify.radix_cache.tiers import TierIndex
@@ -46,7 +48,8 @@ def scripts(calls: Sequence[Call]) -> list[Script]:
     by_id: dict[str, Script] = {}
     for number, call in enumerate(calls):
         if isinstance(call, SubmitCall):
-            found.append(Script(call.message))
+            # no grammar is compiled here: what it forced is in the output
+            found.append(Script(replace(call.message, grammar=None)))
             if not call.rejected:
                 by_id[found[-1].submit.request_id] = found[-1]
         elif isinstance(call, Answered):

@@ -10,7 +10,8 @@ import itertools
 import random
 from array import array
 from collections.abc import Generator, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from ramify.srt.messages import Finished, Submit, TokenLogprob, Tokens, pack_ids
 from ramify.srt.sampling_params import SamplingParams
@@ -101,7 +102,7 @@ WORKLOADS = {
 
 @dataclass
 class Served:
-    """One request as it was served, in order of admission."""
+    """One request as it was served."""
 
     prompt: Ids
     output: Ids
@@ -109,8 +110,27 @@ class Served:
     end: Finished | None = None
 
 
-def drive(scheduler: Scheduler, sessions: Iterator[Session], seed: int) -> list[Served]:
-    """Run all sessions to their ends. Returns the requests in the order they were admitted."""
+class Hold(NamedTuple):
+    """A request holds the first n_tokens of its sequence from now on: 0 when it ends, or waits."""
+
+    number: int  # in order of first admission
+    n_tokens: int
+
+
+@dataclass
+class Run:
+    """What was served, in order of first admission, and what was held meanwhile, in order of time.
+
+    Holds begin with a prompt, as room for all of it is taken at once, then grow by what is
+    computed. One that is back after a retraction begins with what was generated too.
+    """
+
+    served: list[Served] = field(default_factory=list)
+    holds: list[Hold] = field(default_factory=list)
+
+
+def drive(scheduler: Scheduler, sessions: Iterator[Session], seed: int) -> Run:
+    """Run all sessions to their ends."""
     return _Driver(scheduler, seed).run(sessions)
 
 
@@ -121,10 +141,11 @@ class _Driver:
         self._numbers = itertools.count()
         self._due: list[tuple[int, int, Session, Ask]] = []  # (step, number, ...)
         self._open: dict[str, tuple[Session, Served]] = {}
-        self._admitted: list[Served] = []
+        self._admitted: dict[str, int] = {}  # numbers in order of first admission
+        self._run = Run()
         self._step = 0
 
-    def run(self, sessions: Iterator[Session]) -> list[Served]:
+    def run(self, sessions: Iterator[Session]) -> Run:
         for session in sessions:
             self._wait(session, next(session))
         while self._due or not self._scheduler.idle:
@@ -134,8 +155,9 @@ class _Driver:
             plan = self._scheduler.plan(float(self._step))
             self._step += 1
             if plan is not None:
+                self._note_holds(plan)
                 self._carry_out(plan)
-        return self._admitted
+        return self._run
 
     def _wait(self, session: Session, ask: Ask) -> None:
         heapq.heappush(self._due, (self._step + ask.wait, next(self._numbers), session, ask))
@@ -146,10 +168,26 @@ class _Driver:
         assert self._scheduler.submit(message, float(self._step)) is None
         self._open[name] = (session, Served(ask.prompt, []))
 
-    def _carry_out(self, plan: StepPlan) -> None:
+    def _note_holds(self, plan: StepPlan) -> None:
+        """In the order in which the scheduler took and gave: see `Scheduler.plan`."""
+        for name in plan.leaves:
+            if name in self._open:  # retracted
+                self._hold(name, 0)
+        entering = {enter.request_id for enter in plan.enters}
+        for chunk in plan.chunks:
+            name, end = chunk.request_id, chunk.start + len(chunk.tokens)
+            if name not in entering and end > len(self._open[name][1].prompt):
+                self._hold(name, end)
         for enter in plan.enters:
-            if not enter.output:
-                self._admitted.append(self._open[enter.request_id][1])
+            if enter.request_id not in self._admitted:
+                self._admitted[enter.request_id] = len(self._admitted)
+                self._run.served.append(self._open[enter.request_id][1])
+            self._hold(enter.request_id, len(enter.prompt) + len(enter.output))
+
+    def _hold(self, name: str, n_tokens: int) -> None:
+        self._run.holds.append(Hold(self._admitted[name], n_tokens))
+
+    def _carry_out(self, plan: StepPlan) -> None:
         news = [TokenLogprob(None, self._rng.randrange(VOCABULARY)) for _ in plan.chunks]
         result = StepResult(
             tuple(
@@ -165,6 +203,7 @@ class _Driver:
 
     def _end(self, message: Finished) -> None:
         session, served = self._open.pop(message.request_id)
+        self._hold(message.request_id, 0)
         served.end, served.cached = message, message.cached_tokens
         try:
             self._wait(session, session.send(served.output))

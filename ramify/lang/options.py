@@ -5,8 +5,7 @@ Three layers, the later one wins field by field, and None means "not said":
     RUN_DEFAULTS  <-  options of `run`  <-  options of the `gen` call;   then the template's stops
 """
 
-import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
@@ -103,29 +102,6 @@ def as_strings(value: str | Sequence[str] | None) -> tuple[str, ...]:
     if value is None:
         return ()
     return (value,) if isinstance(value, str) else tuple(value)
-
-
-def schema_text(schema: Any) -> str | None:
-    """A JSON schema as text: of text, of an object, or of a class such as a pydantic model.
-
-    The order of properties is kept: it is the order in which they are generated. Raises ValueError
-    for anything else.
-    """
-    if schema is None or isinstance(schema, str):
-        return schema
-    if is_model(schema):
-        schema = schema.model_json_schema()
-    if not isinstance(schema, Mapping):
-        raise ValueError(f"json_schema is JSON text, an object or a model class, got {schema!r}")
-    try:
-        return json.dumps(schema, ensure_ascii=False)
-    except TypeError as error:
-        raise ValueError(f"json_schema cannot be written as JSON: {error}") from error
-
-
-def is_model(value: Any) -> bool:
-    """Whether this is a class that knows its own schema, as pydantic's models do."""
-    return isinstance(value, type) and hasattr(value, "model_json_schema")
 
 
 def dtype_name(dtype: type | str | None) -> str | None:

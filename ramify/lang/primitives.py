@@ -7,7 +7,8 @@ from typing import Any
 
 from ramify.lang.choices import ChoicesSamplingMethod, token_length_normalized
 from ramify.lang.ir import Expr, ExprList, Gen, RoleBegin, RoleEnd, Select, nodes_of
-from ramify.lang.options import GenerateOptions, dtype_name, is_model, schema_text
+from ramify.lang.options import GenerateOptions, dtype_name
+from ramify.lang.schemas import is_model, schema_text
 
 GREEDY_UP_TO = 1e-5  # select is greedy: a higher temperature would be ignored, so it is refused
 

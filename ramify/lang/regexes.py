@@ -14,7 +14,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from ramify.lang.options import is_model
+from ramify.lang.schemas import is_model
 
 _LABEL = r"[a-zA-Z0-9](?:[a-zA-Z0-9-]{0,61}[a-zA-Z0-9])?"
 _HOST = rf"(?:{_LABEL}\.)+[a-zA-Z]{{2,63}}"

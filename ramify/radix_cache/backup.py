@@ -9,12 +9,20 @@ IN_HOST = -1  # instead of a page of the device
 
 
 def back_up_path(node: Node, page_size: int, tiers: TierIndex) -> None:
-    """Write the path to `node` to disk, as far as slots of host memory can be had now."""
+    """Write the path to `node` to disk, from its root on, as far as slots can be had now."""
+    path: list[Node] = []
     at: Node | None = node
     while tiers.writes and at is not None and not at.backed_up:
-        pages = reversed(node_pages(at, page_size))
-        at.backed_up = all(tiers.back_up(page, record) for page, record in pages)
-        at = at.parent if at.backed_up else None
+        path.append(at)
+        at = at.parent
+    pages = []
+    for each in reversed(path):
+        pages += node_pages(each, page_size)
+        each.backed_up = all(tiers.back_up(page, record) for page, record in pages)
+        if not each.backed_up:
+            break
+    for _, record in reversed(pages):
+        tiers.touch_record(record)  # so that the end of the path is the first to go
 
 
 def back_up_all(tree: RadixTree, tiers: TierIndex, n: int) -> int:

@@ -302,10 +302,17 @@ class PrefixCache:
         self.tiers.touch(pages)
 
     def _keep(self, node: Node) -> None:
-        """Store a node that is evicted, its last page first: host memory gives that up first."""
+        """Store a node that is evicted: its first pages, without which the others are of no use.
+
+        The last of them goes first, so that host memory gives it up first.
+        """
         assert self.tiers is not None, "only tiers keep what is evicted"
-        for page, record in reversed(node_pages(node, self.page_size)):
+        pages = node_pages(node, self.page_size)
+        room = self.tiers.room
+        for page, record in reversed(pages[:room]):
             self.tiers.keep(page, record)
+        for _, record in pages[room:]:
+            self.tiers.lose(record)
 
     # --- looking ---------------------------------------------------------------------------------
 

@@ -91,12 +91,21 @@ class TierIndex:
         """Whether there is a disk, and it can be written to as far as is known."""
         return self.disk_pages > 0 and self._failures < WRITE_FAILURES
 
+    @property
+    def room(self) -> int:
+        """How many slots can be had now."""
+        return len(self.free) + len(self.pages.idle)
+
     # --- down ------------------------------------------------------------------------------------
 
     def keep(self, page: int, record: PageRecord) -> None:
         """Take over what an evicted page of the device holds, or count it lost."""
         if self._place(page, record) is None:
             self.losses += 1
+
+    def lose(self, record: PageRecord) -> None:
+        """Count a page of the device that goes, unless it is known here."""
+        self.losses += self.pages.covering(record) is None
 
     def back_up(self, page: int, record: PageRecord) -> bool:
         """Write what a page of the device holds to disk. False if no slot can be had for it now."""
@@ -181,6 +190,8 @@ class TierIndex:
 
         At most half of the slots are kept for fetches: the others take what is evicted.
         """
+        if not self.pages.disk:
+            return None
         chain = self.pages.chain(key, keys, n, limit, ready=False)
         if _missing(chain, n) < self.prefetch_min_tokens:
             return None

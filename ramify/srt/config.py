@@ -60,6 +60,9 @@ class EngineConfig:
     seed: int | None = option(None, "seed for requests that bring none; random if unset", "model")
     device: str = option("cpu", "where the model runs", "execution", DEVICES)
     threads: int | None = option(None, "compute threads; all cores if unset", "execution")
+    watchdog_timeout_s: float = option(
+        300.0, "an engine silent for this long is killed and restarted; 0: never", "execution"
+    )
     attention_backend: str = option(
         "auto", "kernels: C++, Triton or plain torch", "execution", ATTENTION_BACKENDS
     )
@@ -178,6 +181,7 @@ def check_engine(config: EngineConfig) -> None:
         "cuda_graph_max_bs": 1,
         "host_cache_gb": 0,
         "disk_cache_gb": 0,
+        "watchdog_timeout_s": 0,
     }
     for name, low in least.items():
         value = getattr(config, name)

@@ -98,7 +98,9 @@ class Engine:
         """The reply to a prompt, or a list of them for a list of prompts or `n` > 1.
 
         With `stream`, an iterator of replies so far (text is cumulative; with several sequences
-        each has its `index`); leaving it early aborts. `options` are those of
+        each has its `index`); leaving it early aborts. Beside the fields of `SamplingParams`,
+        `sampling_params` take one constraint of the output: `regex`, `json_schema` or
+        `structural_tag` (text or an object), `ebnf`. `options` are those of
         `intake.generate_requests`: `return_logprob`, `logprob_start_len`, `top_logprobs_num`,
         `return_text_in_logprobs`, `namespace`, `priority`, `program_id`, `timeout_s`. Raises a
         RequestError.

@@ -21,7 +21,7 @@ import msgspec
 
 from ramify.srt.clock import Clock, MonotonicClock
 from ramify.srt.config import EngineConfig
-from ramify.srt.errors import ModelLoadError
+from ramify.srt.errors import ModelLoadError, Unavailable
 from ramify.srt.messages import ModelInfo
 from ramify.srt.transport import engine_address, private_folder
 from ramify.srt.workers.client import EngineClient
@@ -55,6 +55,7 @@ class EngineSupervisor:
         self._folder = private_folder()
         address = engine_address(self._folder)
         self._job = msgspec.json.encode(Job(config, address, core, log_level)) + b"\n"
+        self._silence_s = config.watchdog_timeout_s
         self._clock = clock or MonotonicClock()
         self._process: asyncio.subprocess.Process | None = None
         self._watcher: asyncio.Task[None] | None = None
@@ -146,7 +147,11 @@ class EngineSupervisor:
         quick_deaths = 0
         while not self._stopping:
             assert self._process is not None
-            ending = _ending(await self._process.wait())
+            watchdog = asyncio.create_task(self._kill_when_silent(self._process))
+            try:
+                ending = _ending(await self._process.wait())
+            finally:
+                await _cancel(watchdog)
             self.client.lost(f"the engine {ending} and is being restarted; send the request again")
             young = self._clock.now() - self._spawned_s < QUICK_DEATH_S
             quick_deaths = quick_deaths + 1 if young else 0
@@ -159,6 +164,21 @@ class EngineSupervisor:
             with contextlib.suppress(ModelLoadError, OSError):
                 await self._spawn()
         return None
+
+    async def _kill_when_silent(self, process: asyncio.subprocess.Process) -> None:
+        """A process that hangs is worse than one that has died: make it one."""
+        while self._silence_s > 0:
+            await asyncio.sleep(self._silence_s / 4)
+            try:
+                async with asyncio.timeout(self._silence_s):
+                    await self.client.inspect(check=False)
+            except Unavailable:
+                continue  # it is lost already, or starting
+            except TimeoutError:
+                logger.error("engine %d is silent: killing it", process.pid)
+                with contextlib.suppress(ProcessLookupError):
+                    process.kill()
+                return
 
     def _give_up(self, why: str) -> None:
         self.failure = why

@@ -32,8 +32,8 @@ def find_fake_core(monkeypatch):
 
 
 @asynccontextmanager
-async def supervised(knobs: str = ""):
-    supervisor = EngineSupervisor(EngineConfig(model=f"fake:{knobs}"), core=CORE)
+async def supervised(knobs: str = "", **options):
+    supervisor = EngineSupervisor(EngineConfig(model=f"fake:{knobs}", **options), core=CORE)
     await supervisor.start()
     try:
         yield supervisor

@@ -60,6 +60,23 @@ def test_a_killed_engine_answers_at_once_and_comes_back():
     asyncio.run(scenario())
 
 
+def test_an_engine_that_hangs_is_killed_and_comes_back():
+    async def scenario():
+        async with supervised("step_s=0.01", watchdog_timeout_s=0.5) as supervisor:
+            client, pid = supervisor.client, supervisor.pid
+            running = asyncio.create_task(ends_with(client, submit("r", new=4000)))
+            await asyncio.sleep(1.5)  # alive and busy: nothing happens to it
+            assert supervisor.pid == pid
+            assert not running.done()
+            os.kill(pid, signal.SIGSTOP)
+            assert isinstance(await asyncio.wait_for(running, 5), Unavailable)
+            await until(lambda: client.state is State.READY)
+            assert supervisor.pid != pid
+            assert len(await collect(client, submit("r"))) == 4
+
+    asyncio.run(scenario())
+
+
 @pytest.mark.parametrize("knob", ["exit_at", "raise_at"])
 def test_a_crash_in_a_step_takes_the_open_requests_and_no_more(knob):
     async def scenario():

@@ -374,3 +374,16 @@ def test_what_an_engine_has_not_is_refused_by_name(engine):
     for kind in WITHOUT[engine]:
         with pytest.raises(GrammarError, match=engine):
             backend(engine).compile(GrammarSpec(kind, samples[kind]))
+
+
+def test_an_output_that_spends_a_lexer_spends_it_for_no_other():
+    """llguidance's matchers of one grammar share a lexer, and its limits."""
+    grammar = backend("llguidance").compile(GrammarSpec("regex", "a|b((a{100}){100}){100}"))
+    before, greedy = grammar.new_matcher(), grammar.new_matcher()
+    assert greedy.accept(ord("b"))
+    for _ in range(2):  # the second time, the lexer that it was given is spent as well
+        allowed(greedy)
+        assert greedy.accept(ord("a"))
+    for other in (before, grammar.new_matcher()):
+        assert other.accept(ord("a"))
+        assert other.is_finished()

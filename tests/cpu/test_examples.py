@@ -12,6 +12,7 @@ import pytest
 sys.path.insert(0, str(Path(__file__).parents[2] / "examples"))
 
 import agent
+import character_sheet
 import few_shot_eval
 import role_play_chat
 import serving
@@ -145,6 +146,18 @@ def test_the_tree_follows_the_branch_that_is_scored_best():
     assert state.text().endswith("It began. a good turn. a good turn.")
 
 
+def test_a_sheet_is_read_from_what_the_model_wrote():
+    gear = {"item": "old rope", "weight": 3}
+    sheet = {"name": "Mira", "class": "thief", "mood": "merry", "age": 20, "goal": "go home"}
+    engine = ScriptedEngine({"Mira:\n": json.dumps(sheet | {"gear": gear})})
+    [filled] = character_sheet.fill.run(["Mira"], backend=engine).ret_value
+    assert filled.sheet.kind is character_sheet.Class.thief
+    assert filled.sheet.gear.weight == 3
+    assert character_sheet.table([filled]).row_count == 1
+    sent = json.loads(engine.requests[-1]["sampling_params"]["json_schema"])
+    assert list(sent["properties"]) == ["name", "class", "mood", "age", "goal", "gear"]
+
+
 # --- for real ------------------------------------------------------------------------------------
 
 SMALL = ("--threads", "1", "--max-total-tokens", "8192")
@@ -198,6 +211,7 @@ def tokens(runs_on, text):
         (few_shot_eval, ["--shots", "4", "--limit", "4"], "of 4 questions"),
         (agent, ["--max-steps", "2"], "prompt tokens of each step"),
         (tree_of_thought, ["--width", "2", "--depth", "2"], "computed"),
+        (character_sheet, ["Mira", "Old Tom"], "tokens were jumped over"),
     ],
 )
 def test_each_example_runs_on_a_server(url, capsys, example, arguments, words):
@@ -236,6 +250,18 @@ def test_branches_of_the_tree_share_what_is_written_before_them(runs_on):
 
 
 @pytest.mark.model
+def test_every_character_has_a_sheet_and_much_of_it_was_not_asked_for(runs_on):
+    with serving.metered(runs_on) as usage:
+        sheets = character_sheet.fill.run(["Mira", "Tom", "Zeph"], backend=runs_on).ret_value
+    assert len(sheets) == 3, "each was valid, or reading it had failed"
+    for one in sheets:
+        assert 25 < one.jumped < one.tokens, "keys and quotes of six fields and of the gear"
+        assert 10 <= one.sheet.age <= 99
+    assert usage.generated == sum(one.tokens for one in sheets)
+    assert usage.reused > usage.computed, "the sheets before it are computed once"
+
+
+@pytest.mark.model
 def test_an_example_runs_by_path_with_an_engine_of_its_own(smollm2):
     """As the manual says it, and where Python does not look into the script's folder."""
     environment = os.environ | {"PYTHONSAFEPATH": "1", "OMP_NUM_THREADS": "1"}
@@ -271,7 +297,9 @@ def test_a_server_that_cannot_start_is_told_in_one_line(capfd):
     assert "ended with exit code 1 before it was ready" in capfd.readouterr().err
 
 
-@pytest.mark.parametrize("example", [role_play_chat, few_shot_eval, agent, tree_of_thought])
+@pytest.mark.parametrize(
+    "example", [role_play_chat, few_shot_eval, agent, tree_of_thought, character_sheet]
+)
 def test_a_url_without_a_server_is_told_in_one_line(example, capsys):
     assert example.main(["--url", "http://127.0.0.1:9"]) == 1
     error = capsys.readouterr().err

@@ -11,21 +11,29 @@ ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text()
 
 
-@pytest.mark.model
-def test_the_first_program_runs_and_its_second_branch_reuses_the_trunk(tmp_path):
-    (program,) = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
-    (tmp_path / "first.py").write_text(program)
+def run(program, folder):
+    """What one of the README's programs prints."""
+    (folder / "program.py").write_text(program)
     done = subprocess.run(
-        [sys.executable, "-P", "first.py"],
-        cwd=tmp_path,
+        [sys.executable, "-P", "program.py"],
+        cwd=folder,
         capture_output=True,
         text=True,
         timeout=120,
     )
     assert done.returncode == 0, done.stderr
-    reused = re.search(r"found (\d+) tokens computed already", done.stdout)
+    return done.stdout
+
+
+@pytest.mark.model
+def test_the_programs_run_and_print_what_they_promise(tmp_path):
+    first, constrained = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+    reused = re.search(r"found (\d+) tokens computed already", run(first, tmp_path))
     assert reused is not None
     assert int(reused.group(1)) > 30
+    printed = run(constrained, tmp_path)
+    assert re.search(r"name='.*' guild='(thieves|mages|bakers)' level=-?\d+", printed)
+    assert int(re.search(r"(\d+) tokens were forced", printed).group(1)) > 5
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,8 @@
 
 import re
 import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
 from enum import Enum
 from pathlib import Path
 from typing import Literal
@@ -115,6 +117,27 @@ def test_other_dialects_by_extra_body(client, fields, pattern):
     assert {choice.finish_reason for choice in done.choices} == {"stop"}
 
 
+ARGUMENTS = {
+    "type": "object",
+    "properties": {"x": {"type": "boolean"}},
+    "required": ["x"],
+    "additionalProperties": False,
+}
+CONTENT = {"type": "json_schema", "json_schema": ARGUMENTS}
+
+
+def test_structural_tags_in_both_forms(client):
+    tag = {"type": "tag", "begin": "<call>", "content": CONTENT, "end": "</call>"}
+    one = {"type": "structural_tag", "format": tag}
+    text, reason = said(client, response_format=one)
+    assert re.fullmatch(r'<call>\s*\{\s*"x":\s*(true|false)\s*\}\s*</call>', text)
+    assert reason == "stop"
+    structures = [{"begin": "<call>", "schema": ARGUMENTS, "end": "</call>"}]
+    older = {"type": "structural_tag", "structures": structures, "triggers": ["<call>"]}
+    text, _ = said(client, response_format=older, max_tokens=10)
+    assert text, "free text until a trigger comes"
+
+
 def test_a_lenient_schema_says_what_was_not_enforced(client):
     schema = {"type": "integer", "minimum": 10, "maximum": 99, "not": {"const": 5}}
     named = {"name": "n", "schema": schema}
@@ -213,3 +236,36 @@ def test_what_cannot_be_compiled_is_a_400_and_hurts_nobody(url, params, name, co
         assert http.post("/generate", json={"text": "a", "sampling_params": short}).is_success
         info = http.get("/server_info").json()
         assert (info["violations"], info["stats"]["running"]) == ([], 0)
+
+
+def test_many_at_once_each_keep_to_their_own(url):
+    """Constrained and free, good and bad, and clients that leave: nobody gets another's."""
+    patterns = [f"{letter}[0-9]{{{n}}}" for letter in "abcd" for n in (1, 3, 6)]
+
+    def ask(i):
+        pattern = patterns[i % len(patterns)]
+        params = {"regex": pattern, "max_new_tokens": 12, "temperature": 1.0}
+        if i % 4 == 1:
+            params = {"max_new_tokens": 3, "ignore_eos": True}
+        if i % 4 == 2:
+            params["regex"] = "(" + pattern
+        timeout = 0.01 if i % 4 == 3 else 120
+        try:
+            reply = httpx.post(
+                f"{url}/generate", json={"text": "x", "sampling_params": params}, timeout=timeout
+            )
+        except httpx.TimeoutException:
+            return i % 4 == 3
+        if i % 4 == 2:
+            return reply.status_code == 400
+        if i % 4 == 1:
+            return reply.json()["meta_info"]["completion_tokens"] == 3
+        return re.fullmatch(pattern, reply.json()["text"]) is not None
+
+    with ThreadPoolExecutor(12) as pool:
+        right = list(pool.map(ask, range(36)))
+    assert [i for i, good in enumerate(right) if not good] == []
+    deadline = time.monotonic() + 20
+    while (info := httpx.get(f"{url}/server_info").json())["stats"]["running"]:
+        assert time.monotonic() < deadline, "those whose clients left are ended"
+    assert info["violations"] == []

@@ -173,3 +173,21 @@ def test_a_long_prompt_does_not_make_the_steps_of_others_long():
         sizes.append([len(c.tokens) for c in plan.chunks])
     assert sizes[:2] == [[1, 8], [1, 8]]
     assert sizes[2] == [32]
+
+
+def test_pieces_get_smaller_with_the_depth_of_the_prompt_beside_others():
+    """A token reads all that is before it: 4,096 tokens deep it takes twice the time of a first."""
+    limits = SchedulerLimits(9000, (0,), 64, 8, 100, 4, mixed_tokens=40)
+    s = Scheduler(limits, PrefixCache(9000 // PAGE, PAGE))
+    s.submit(submit("chat", [1, 2], max_new=600), 0.0)
+    step(s)
+    s.submit(submit("long", range(10, 8010), max_new=1), 0.0)
+    sizes = {}
+    while sum(sizes.values()) < 8000:
+        plan, _ = step(s)
+        for chunk in plan.chunks:
+            if chunk.request_id == "long":
+                sizes[chunk.start] = len(chunk.tokens)
+    assert sizes[0] == 40
+    for start, size in list(sizes.items())[:-1]:
+        assert 40 <= size * (4096 + start) / 4096 < 40 + (4096 + start) / 4096

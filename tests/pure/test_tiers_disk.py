@@ -36,6 +36,15 @@ def test_a_stored_page_is_written_at_once_and_keeps_its_slot_until_then():
     assert len(rig.tiers.pages.disk) == 3
 
 
+def test_the_beginning_is_kept_when_there_are_too_few_slots_for_all():
+    for disk_pages in (0, 20):
+        rig = Rig(n_slots=2, disk_pages=disk_pages)
+        rig.run([*LONG, 1])
+        rig.push_out()
+        assert rig.hit(LONG) == 8
+        assert rig.tiers.losses == 2
+
+
 def test_what_a_second_request_found_is_backed_up_while_it_is_on_the_device():
     rig = Rig(disk_pages=20)
     rig.run([*LONG[:6], 1])

@@ -213,3 +213,34 @@ def test_an_engine_without_a_disk_writes_nothing():
     moves = [move for plan in engine.plans for move in plan.moves]
     assert moves
     assert not any(isinstance(move, FileWrite | FileRead) for move in moves)
+
+
+def test_a_retracted_request_fetches_what_went_to_disk_while_it_waited_for_room():
+    """Nothing was on disk when they came: whatever is read is of a request that resumes."""
+    engine = Engine(n_pages=12, n_slots=6, disk_pages=100)
+    for k in range(4):
+        engine.submit(f"r{k}", ids(k, 9), max_new=30)
+    while len(engine.ends) < 4:
+        engine.step()
+        engine.end_files()
+    moves = [move for plan in engine.plans for move in plan.moves]
+    assert engine.scheduler.stats().retractions > 0
+    assert any(isinstance(move, FileRead) for move in moves)
+
+
+def test_what_is_in_host_memory_needs_room_on_the_device():
+    """Else a request without room would be tried in every step, evicting what others may want."""
+    engine = Engine(n_pages=12)
+    engine.submit("first", PROMPT, max_new=1)
+    engine.run("first")
+    engine.submit("filler", ids("filler", 40), max_new=8)
+    engine.run("filler")
+    engine.submit("small", ids("small", 4), max_new=1)
+    engine.run("small")
+    engine.submit("running", ids("running", 25), max_new=8)
+    engine.step()
+    evicted = engine.scheduler.stats().evicted_tokens
+    engine.submit("again", [*PROMPT, 1])
+    assert engine.step().enters == ()
+    assert engine.scheduler.waiting.get("again").hit == 24
+    assert engine.scheduler.stats().evicted_tokens == evicted

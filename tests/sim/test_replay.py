@@ -15,6 +15,7 @@ from recorded_days import PAGE, POOL, Day, one_by_one, recorded
 from replay_trace import default_pools, main, play_again, play_elsewhere
 
 from ramify.srt.errors import ConfigError
+from ramify.srt.grammar import GrammarSpec
 from ramify.srt.messages import Submit, pack_ids
 from ramify.srt.sampling_params import SamplingParams
 from ramify.srt.workers.trace import (
@@ -165,7 +166,7 @@ def test_the_command_prints_a_row_for_each_size_and_a_column_for_each_policy(tmp
     rows = [line.split() for line in table.splitlines()[1:]]
     assert rows == [
         ["40", "0.0", "0.0", "0.0", "4"],  # nobody fits
-        ["48", "0.0", "0.0", "24.4", "0"],  # one of the two could have been kept
+        ["48", "0.0", "0.0", "30.0", "0"],  # one of the two could have been kept, and nine tokens
         ["192", "48.8", "48.8", "48.8", "0"],
     ]
 
@@ -178,6 +179,20 @@ def test_what_no_replay_has_is_told(tmp_path, capsys):
     for name, told in (("t", False), ("disk", True)):
         assert main([str(tmp_path / name), "--pool", "192"]) == 0
         assert ("here it has none" in capsys.readouterr().out) == told
+
+
+def test_a_constrained_request_is_replayed_as_a_plain_one(tmp_path, capsys):
+    one_by_one(tmp_path / "t", A)
+    spec = '"grammar":{"kind":"regex","text":"a+","strict":true,"param":"regex"}'
+    text = (tmp_path / "t").read_text()
+    assert '"grammar":null' in text
+    (tmp_path / "constrained").write_text(text.replace('"grammar":null', spec))
+    for name, told in (("t", False), ("constrained", True)):
+        assert main([str(tmp_path / name), "--pool", "192"]) == 0
+        assert ("here forced tokens are steps" in capsys.readouterr().out) == told
+    trace = read(tmp_path / "constrained")
+    assert trace.calls[0].message.grammar == GrammarSpec("regex", "a+", True, "regex")
+    assert len(play_elsewhere(trace, POOL, "lru").served) == 1
 
 
 def test_sizes_begin_where_the_longest_request_fits(tmp_path):

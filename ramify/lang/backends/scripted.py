@@ -118,6 +118,7 @@ class ScriptedEngine:
             "prompt_tokens": len(tokens),
             "completion_tokens": len(tokens_of(written)),
             "cached_tokens": self._remember(tokens, tokens_of(written)),
+            "jump_forward_tokens": 0,
             "finish_reason": reason,
         }
         if logprobs:

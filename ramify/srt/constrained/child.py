@@ -31,7 +31,7 @@ def main() -> int:
     """Serve one parent until it is gone. Returns the exit status."""
     end = _take_stdin()
     opening = wire.receive(end, wire.Open)
-    os.nice(opening.nice)
+    os.setpriority(os.PRIO_PROCESS, 0, opening.nice)
     backend = opening.source.open()
     worn_bytes = _limit_memory(opening.memory_bytes)
     wire.send(end, wire.Opened())

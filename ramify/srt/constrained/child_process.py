@@ -20,7 +20,8 @@ EXIT_S = 1.0  # for a child that has closed its end to be gone
 
 @dataclass(frozen=True)
 class CompileLimits:
-    """What one grammar may cost. `start_s` is for the child to load, `nice` how far it steps back.
+    """What one grammar may cost. `start_s` is for the child to load; `nice` is how far it, and the
+    thread that compiles after it, step back behind what computes.
 
     `memory_bytes` is how far the child's address space may grow beyond its size when loaded;
     `grammar_bytes` is what a compiled grammar may hold, as each running request may hold one.
@@ -29,7 +30,7 @@ class CompileLimits:
     timeout_s: float = 5.0
     memory_bytes: int = 2**30
     grammar_bytes: int = 2**25
-    nice: int = 5
+    nice: int = 10
     start_s: float = 60.0
 
 

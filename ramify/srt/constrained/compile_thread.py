@@ -10,7 +10,9 @@ engine does neither: `warm_up` has that done before anybody waits.
 
 import contextlib
 import logging
+import os
 import queue
+import sys
 import threading
 from dataclasses import dataclass
 
@@ -93,6 +95,8 @@ class CompileThread:
     # --- on the thread ---
 
     def _run(self) -> None:
+        if sys.platform == "linux":  # where a thread has a priority of its own
+            os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), self._limits.nice)
         while not self._closed:
             job = self._todo.get()
             if self._closed:

@@ -4,7 +4,7 @@ import time
 
 from ramify.srt.constrained.base import GrammarError, Matcher, Row
 
-MASK_S = 0.05  # several steps of the model: all requests of the batch wait for the slowest mask
+MASK_S = 0.02  # a step of the model: all requests of the batch wait for the slowest mask
 
 
 def fill_within(matcher: Matcher, row: Row, limit_s: float = MASK_S) -> bool:

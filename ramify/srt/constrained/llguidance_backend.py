@@ -19,13 +19,14 @@ from llguidance import LLMatcher
 
 from ramify.srt.constrained import ebnf, limits, llguidance_errors
 from ramify.srt.constrained.base import GrammarError, Row
+from ramify.srt.constrained.idle import without_idle
 from ramify.srt.constrained.steps import StepsGrammar
 from ramify.srt.constrained.vocabulary import Vocabulary
 from ramify.srt.grammar import GrammarSpec
 
 LIMITS = llguidance.LLParserLimits(
     initial_lexer_fuel=500_000,
-    step_lexer_fuel=100_000,
+    step_lexer_fuel=200_000,  # with half of it, 1 of 300 real schemas fails within an instance
     step_max_items=20_000,
     max_lexer_states=100_000,
     max_grammar_size=200_000,
@@ -65,58 +66,79 @@ class Master:
     """A compiled grammar whose matchers are copies of one, which share what its lexer has learnt.
 
     They share its limits too: when one output is more than the lexer can take, every copy fails
-    from then on. So a copy that fails asks for a new lexer, and goes its way again in there; what
-    fails by itself fails a second time.
+    from then on. So a copy that fails goes its way again in a lexer that is not known to be spent.
+    What fails by itself fails a second time.
+
+        lexer 1   a, b, c     b spends it, and the next one
+        lexer 2   b           a fails in lexer 1, and finds lexer 2 spent as well
+        lexer 3   a           and so do c, when it fails, and whoever comes new
     """
 
     def __init__(self, tokenizer: llguidance.LLTokenizer, source: str) -> None:
         self._tokenizer = tokenizer
         self._source = source
-        self.renew()
+        self._spent = 0  # the last lexer that is known to be
+        self._lexer = 1
+        self._compile()
 
-    def renew(self) -> None:
-        """Compile again: copies made from now on share a new lexer."""
+    def _compile(self) -> None:
         self.engine = LLMatcher(self._tokenizer, self._source, log_level=0, limits=LIMITS)
         if not self.engine.is_error():
             self.engine.compute_bitmask()
 
-    def usable(self) -> bool:
-        """Whether a fresh copy can compute a mask."""
-        engine = self.engine.deep_copy()
-        engine.compute_bitmask()
-        return not engine.is_error()
+    def copy(self) -> tuple[LLMatcher, int]:
+        """A matcher at the start, and the number of its lexer."""
+        if self._spent == self._lexer:
+            self._lexer += 1
+            self._compile()
+        return self.engine.deep_copy(), self._lexer
+
+    def spend(self, lexer: int) -> None:
+        """A copy has failed in this lexer."""
+        self._spent = max(self._spent, lexer)
 
 
 class LLGuidanceSteps:
     """One matcher of the engine, and the tokens that it was given."""
 
-    def __init__(self, master: Master, vocabulary: Vocabulary, way: tuple[int, ...] = ()) -> None:
+    def __init__(self, master: Master, vocabulary: Vocabulary) -> None:
         self._master = master
-        self._engine = master.engine.deep_copy()
+        self._engine, self._lexer = master.copy()
         self._vocabulary = vocabulary
-        self._way = list(way)
+        self._way: list[int] = []
 
     def mask(self, row: Row) -> None:
         self._engine.unsafe_compute_mask_ptr(row.ctypes.data, row.nbytes)
-        if self._engine.is_error() and self._again():
+        if self._engine.is_error():
+            self._again()
             self._engine.unsafe_compute_mask_ptr(row.ctypes.data, row.nbytes)
         if self._engine.is_error():
+            self._master.spend(self._lexer)
             raise llguidance_errors.error(self._engine.get_error(), "grammar")
 
     def step(self, token: int) -> bool:
         taken = self._engine.try_consume_tokens([token]) == 1
-        if not taken and not self._master.usable() and self._again():
+        if not taken and self._should_take(token):
+            self._again()
             taken = self._engine.try_consume_tokens([token]) == 1
         if taken:
             self._way.append(token)
         return taken
 
-    def _again(self) -> bool:
-        """Go the same way in a lexer that is usable. False if it fails there too."""
-        if not self._master.usable():
-            self._master.renew()
-        self._engine = self._master.engine.deep_copy()
-        return self._engine.try_consume_tokens(self._way) == len(self._way)
+    def _should_take(self, token: int) -> bool:
+        """Whether a token was refused for want of a lexer: a mask may still allow it."""
+        if self._engine.is_error():
+            return True
+        engine = self._engine.deep_copy()
+        row = self._vocabulary.new_row()
+        engine.unsafe_compute_mask_ptr(row.ctypes.data, row.nbytes)
+        return engine.is_error() or bool(int(row[token // 32]) >> (token % 32) & 1)
+
+    def _again(self) -> None:
+        """Go the same way in a lexer that is not known to be spent."""
+        self._master.spend(self._lexer)
+        self._engine, self._lexer = self._master.copy()
+        self._engine.try_consume_tokens(self._way)
 
     def back(self, n: int) -> None:
         self._engine.rollback(n)
@@ -135,9 +157,10 @@ class LLGuidanceSteps:
         return self._engine.is_stopped()
 
     def copy(self) -> "LLGuidanceSteps":
-        other = LLGuidanceSteps(self._master, self._vocabulary, tuple(self._way))
+        other = LLGuidanceSteps(self._master, self._vocabulary)
         if self._way:
-            other._engine = self._engine.deep_copy()
+            other._engine, other._lexer = self._engine.deep_copy(), self._lexer
+            other._way = self._way.copy()
         return other
 
 
@@ -174,7 +197,7 @@ def _source(spec: GrammarSpec) -> str:
         return LLMatcher.grammar_from_regex(spec.text)
     if spec.kind == "json_schema":
         options = JSON_OPTIONS if spec.strict else LENIENT_OPTIONS
-        value = limits.schema(spec.text)
+        value = without_idle(limits.schema(spec.text))
         return LLMatcher.grammar_from_json_schema(value, overrides=cast(Any, options))
     if spec.kind == "choice":
         literals = (json.dumps(choice, ensure_ascii=False) for choice in limits.choices(spec.text))

@@ -23,6 +23,7 @@ from outlines_core import json_schema
 
 from ramify.srt.constrained import limits, unkept
 from ramify.srt.constrained.base import Row
+from ramify.srt.constrained.idle import without_idle
 from ramify.srt.constrained.limits import invalid, too_large
 from ramify.srt.constrained.steps import StepsGrammar, only_ways
 from ramify.srt.constrained.vocabulary import Vocabulary
@@ -171,7 +172,7 @@ def _regex(spec: GrammarSpec) -> tuple[str, tuple[str, ...]]:
     if spec.kind == "choice":
         return "|".join(map(_quoted, limits.choices(spec.text))), ()
     if spec.kind == "json_schema":
-        schema = limits.schema(spec.text)
+        schema = without_idle(limits.schema(spec.text))
         unenforced = unkept.unenforced(schema, spec.strict, "outlines", NOT_KEPT)
         try:
             regex = json_schema.build_regex_from_schema(json.dumps(schema), whitespace_pattern="")

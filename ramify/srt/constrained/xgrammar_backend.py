@@ -19,6 +19,7 @@ import xgrammar
 
 from ramify.srt.constrained import ebnf, limits, unkept
 from ramify.srt.constrained.base import GrammarError, Row
+from ramify.srt.constrained.idle import without_idle
 from ramify.srt.constrained.limits import invalid
 from ramify.srt.constrained.steps import StepsGrammar, only_ways
 from ramify.srt.constrained.vocabulary import Vocabulary
@@ -97,7 +98,7 @@ class XGrammarBackend:
         if spec.kind == "ebnf":
             return self._compiler.compile_grammar(ebnf.without_dots(spec.text)), ()
         if spec.kind == "json_schema":
-            schema = limits.schema(spec.text)
+            schema = without_idle(limits.schema(spec.text))
             compiled = self._compiler.compile_json_schema(
                 json.dumps(schema),
                 any_whitespace=False,

@@ -18,7 +18,8 @@ from ramify.srt.execution.sampling_rows import SamplingRow
 from ramify.srt.messages import TokenLogprob
 from ramify.srt.scheduling.plan import ChunkResult
 
-NO_NUMBER = "the model gave no number for any token that the grammar allows"
+NO_NUMBER = "the model gave no number for a token"
+NO_WAY_ON = "the grammar's engine cannot go on from here"
 
 
 @dataclass(frozen=True)
@@ -73,7 +74,7 @@ def _result(item: Sampled, raw: Tensor, token: int, error: str | None) -> ChunkR
     if error is not None:
         return ChunkResult(None, error=error)
     if row.matcher is not None and not row.matcher.accept(token):
-        return ChunkResult(None, error=NO_NUMBER)
+        return ChunkResult(None, error=NO_NUMBER if raw.isnan().any() else NO_WAY_ON)
     row.note(token)
     forced, complete = row.follow(item.max_forced)
     if row.return_logprob:

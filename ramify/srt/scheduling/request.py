@@ -87,8 +87,8 @@ class Request:
     hit_on_device: int = 0  # ... and of what needs no page to be loaded to
     hit_version: int = -1  # of the cache when `hit` was found
     page_keys: PageKeys | None = None  # of `tokens`, if the cache has tiers
-    fetch_asked: bool = False  # since it waits
-    fetch: Fetch | None = None  # what was asked for, while it waits
+    fetched: bool = False  # since it waits: once is enough
+    fetch: Fetch | None = None  # what it fetched, while it waits
     prompt_logprobs: list[TokenLogprob] = field(default_factory=list)
     prompt_logprobs_sent: bool = False
     grammar: CompiledGrammar | None = None

@@ -13,16 +13,14 @@ published before it is applied. The results of its chunks in flight are stale, a
 Every accepted request is answered by exactly one Finished.
 """
 
-from array import array
-
-from ramify.radix_cache import invariants
 from ramify.radix_cache.key import as_tokens
 from ramify.radix_cache.plans import FileDone
 from ramify.radix_cache.prefix_cache import PrefixCache
 from ramify.srt.constrained.base import CompiledGrammar
 from ramify.srt.ids import FinishReason
 from ramify.srt.messages import EngineStats, Finished, Rejected, Submit, ToFrontend, TokenLogprob
-from ramify.srt.scheduling import admission, answers
+from ramify.srt.scheduling import admission, answers, counters, pieces
+from ramify.srt.scheduling.counters import Counters
 from ramify.srt.scheduling.lazy_heap import LazyHeap
 from ramify.srt.scheduling.limits import SchedulerLimits
 from ramify.srt.scheduling.plan import Chunk, ChunkResult, Enter, StepPlan, StepResult
@@ -31,7 +29,6 @@ from ramify.srt.scheduling.request import Event, Request, State
 from ramify.srt.scheduling.waiting import WaitingQueue
 
 BACK_UP_PAGES = 256  # begun at once
-UNKNOWN = array("I", [0])  # holds the place of a token that is being sampled
 
 
 class Scheduler:
@@ -46,10 +43,7 @@ class Scheduler:
         self._timed: LazyHeap[Request] = LazyHeap(lambda request: request.deadline)
         self._leaves: list[str] = []  # for the next plan, as is the next
         self._enters: list[Enter] = []
-        self._arrivals = self._steps = self._retractions = self._admissions = 0
-        self._prompt_tokens = self._cached_tokens = self._generated_tokens = self._stale_rows = 0
-        self._jumped_tokens = 0
-        self._host_tokens = self._disk_tokens = 0
+        self._counters = Counters()
 
     # --- requests come and go --------------------------------------------------------------------
 
@@ -75,9 +69,9 @@ class Scheduler:
         if message.timeout_s is not None and not message.timeout_s > 0:
             text = f"timeout_s must be more than 0, got {message.timeout_s}"
             return answers.refused(message, "InvalidRequest", text, "timeout_s")
-        self._arrivals += 1
+        self._counters.arrivals += 1
         request = Request(
-            message, self._arrivals, tokens, len(tokens), max_new, now, grammar=grammar
+            message, self._counters.arrivals, tokens, len(tokens), max_new, now, grammar=grammar
         )
         self.waiting.add(request)
         if message.timeout_s is not None:
@@ -152,21 +146,23 @@ class Scheduler:
             budget -= len(chunks[-1].tokens) - 1
         if chunks:  # somebody is being answered: a long prompt must not make the step long
             budget = min(budget, self._mixed_budget())
+        weigh = bool(chunks) and self.limits.mixed_tokens is not None
         for request in self.running.values():
             if not request.decodes and request.launched < len(request.tokens) and budget > 0:
-                chunks.append(self._chunk(request, budget))
-                budget -= len(chunks[-1].tokens)
+                chunks.append(self._chunk(request, pieces.affordable(request, budget, weigh)))
+                budget -= pieces.weight(chunks[-1], weigh)
         headroom = admission.headroom_pages(self.running, self.cache.page_size)
         while budget > 0 and (admitted := self._admit(now, headroom)) is not None:
-            chunks.append(self._chunk(admitted, budget))
-            budget -= len(chunks[-1].tokens)
+            chunks.append(self._chunk(admitted, pieces.affordable(admitted, budget, weigh)))
+            budget -= pieces.weight(chunks[-1], weigh)
         return self._step(chunks) if chunks or self.cache.has_moves else None
 
     def _mixed_budget(self) -> int:
         """Prompt tokens of a step that also decodes: so many for each prompt that wants them.
 
         One long prompt among many chats goes in small pieces; when many prompts want to start,
-        large pieces are what gets everybody answered soonest.
+        large pieces are what gets everybody answered soonest. Tokens deep in a prompt count for
+        more here: they read everything before them.
         """
         if self.limits.mixed_tokens is None:
             return self.limits.step_tokens
@@ -174,30 +170,15 @@ class Scheduler:
         return self.limits.mixed_tokens * (prefills + len(self.waiting))
 
     def _step(self, chunks: list[Chunk]) -> StepPlan:
-        self._steps += 1
+        self._counters.steps += 1
         leaves, enters = tuple(self._leaves), tuple(self._enters)
         self._leaves, self._enters = [], []
-        return StepPlan(self._steps, leaves, enters, self.cache.take_moves(), tuple(chunks))
+        return StepPlan(
+            self._counters.steps, leaves, enters, self.cache.take_moves(), tuple(chunks)
+        )
 
     def _chunk(self, request: Request, budget: int) -> Chunk:
-        start = request.launched
-        end = min(start + budget, request.length)
-        first, targets = _targets(request, start, end)
-        samples = end == request.length and request.max_new_tokens > 0
-        request.launched = end
-        request.ahead += samples
-        return Chunk(
-            request_id=request.id,
-            admission=request.admission,
-            start=start,
-            tokens=request.tokens[start:end] or UNKNOWN,
-            pages=tuple(request.held_lease.table),
-            samples=samples,
-            first_target_row=first,
-            targets=targets,
-            follows=start >= len(request.tokens),
-            max_forced=request.max_forced if samples and self.limits.jump_forward else 0,
-        )
+        return pieces.next_chunk(request, budget, jump_forward=self.limits.jump_forward)
 
     def _grow_decodes(self) -> None:
         """A slot for the newest token of every decoding request, the oldest request first."""
@@ -233,7 +214,7 @@ class Scheduler:
         """Back to the queue. What it computed is published, so resuming is mostly a hit."""
         request.on(Event.RETRACT)
         request.retractions += 1
-        self._retractions += 1
+        self._counters.retractions += 1
         request.prompt_logprobs.clear()
         request.forced_logprobs.clear()
         self._give_back(request)
@@ -250,8 +231,8 @@ class Scheduler:
         request.on(Event.ADMIT)
         self.waiting.admit(request)
         self.running[request.id] = request
-        self._admissions += 1
-        request.admission = self._admissions
+        self._counters.admissions += 1
+        request.admission = self._counters.admissions
         request.computed = request.launched = request.held_lease.n_cached
         if not request.ran:
             self._count_first_admission(request, now)
@@ -272,10 +253,7 @@ class Scheduler:
             request.page_keys,
         )
         request.admitted_s = now
-        self._prompt_tokens += request.prompt_length
-        self._cached_tokens += request.cached_tokens
-        self._host_tokens += request.host_tokens
-        self._disk_tokens += request.disk_tokens
+        self._counters.count_first_admission(request)
 
     # --- learning --------------------------------------------------------------------------------
 
@@ -285,7 +263,7 @@ class Scheduler:
         for chunk, done in zip(plan.chunks, result.chunks, strict=True):
             request = self.running.get(chunk.request_id)
             if request is None or request.admission != chunk.admission:
-                self._stale_rows += len(chunk.tokens)
+                self._counters.stale_rows += len(chunk.tokens)
             else:
                 replies += self._apply(request, chunk, done, now)
         return replies
@@ -327,8 +305,8 @@ class Scheduler:
         for i, token in enumerate((done.token.token_id, *done.forced)):
             request.tokens.append(token)
             request.jumped += i > 0
-            self._jumped_tokens += i > 0
-            self._generated_tokens += 1
+            self._counters.jumped_tokens += i > 0
+            self._counters.generated_tokens += 1
             if (ended := answers.ended(request, self.limits.eos_token_ids)) is not None:
                 return ended
         return (FinishReason.STOP, None) if done.complete else None
@@ -362,45 +340,11 @@ class Scheduler:
 
     def stats(self) -> EngineStats:
         """Gauges of now and counters since the start."""
-        pages, tiers = self.cache.pages, self.cache.tiers
-        return EngineStats(
-            running=len(self.running),
-            waiting=len(self.waiting),
-            pages_total=pages.n_pages,
-            pages_free=pages.n_free,
-            pages_evictable=pages.n_evictable,
-            cached_tokens_held=self.cache.tree.n_tokens,
-            steps=self._steps,
-            prompt_tokens=self._prompt_tokens,
-            cached_tokens=self._cached_tokens,
-            generated_tokens=self._generated_tokens,
-            retractions=self._retractions,
-            evicted_tokens=self.cache.tree.evicted_tokens,
-            jump_forward_tokens=self._jumped_tokens,
-            stale_rows=self._stale_rows,
-            host_tokens=self._host_tokens,
-            disk_tokens=self._disk_tokens,
-            host_pages=tiers.host_pages if tiers else 0,
-            disk_pages=len(tiers.pages.disk) if tiers else 0,
-            tier_losses=tiers.losses if tiers else 0,
-        )
+        return counters.stats(self._counters, self.running, self.waiting, self.cache)
 
     def violations(self) -> list[str]:
         """Broken invariants of the cache and of the requests' hold on it, in words."""
-        found = [*invariants.check(self.cache), *self.waiting.violations()]
-        if [id(r.lease) for r in self.running.values()] != list(self.cache.leases):
-            found.append(f"{len(self.cache.leases)} leases for {len(self.running)} requests")
-        found += [f"{r.id} waits and holds pages" for r in self.waiting.values() if r.lease]
-        return found
-
-
-def _targets(request: Request, start: int, end: int) -> tuple[int, tuple[int, ...]]:
-    """(first row, tokens) that rows start .. end - 1 score: row p scores token p + 1."""
-    wanted = request.unscored
-    if not wanted:
-        return 0, ()
-    first = max(start + 1, wanted.start)
-    return first - 1 - start, tuple(request.tokens[first : min(end + 1, wanted.stop)])
+        return counters.violations(self.running, self.waiting, self.cache)
 
 
 def _enter(request: Request) -> Enter:

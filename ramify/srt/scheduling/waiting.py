@@ -66,7 +66,7 @@ class WaitingQueue:
         if self._by_hit:
             self._by_age_of_hit[request.number] = request
         request.hit_version = -1
-        request.fetch_asked = False
+        request.fetched = False
         if request.page_keys is None:
             request.page_keys = self._cache.page_keys(request.submit.namespace)
         self._line_up(request)
@@ -124,16 +124,17 @@ class WaitingQueue:
 
     def fetch(self, request: Request) -> bool:
         """Out of line while its prefix is read from disk. False if there is nothing to wait for."""
-        if not request.fetch_asked:
-            request.fetch_asked = True
-            request.fetch = self._cache.fetch(
-                request.submit.namespace, request.tokens, request.reuse_limit, request.page_keys
-            )
-            if request.fetch is not None:
-                self.order.remove(request)
-                self._fetching[request.number] = request
-                return True
-        return False
+        if request.fetched:
+            return False
+        request.fetch = self._cache.fetch(
+            request.submit.namespace, request.tokens, request.reuse_limit, request.page_keys
+        )
+        if request.fetch is None:
+            return False
+        request.fetched = True
+        self.order.remove(request)
+        self._fetching[request.number] = request
+        return True
 
     def violations(self) -> list[str]:
         """Broken rules of the drawing above, in words."""
@@ -148,6 +149,10 @@ class WaitingQueue:
             found.append(f"{len(everyone)} requests wait, but others are aging")
         if self.n_tokens != sum(request.prompt_length for request in self.values()):
             found.append(f"the prompts that wait are not of {self.n_tokens} tokens")
+        held = {id(request.fetch) for request in self.values() if request.fetch is not None}
+        fetches = self._cache.tiers.fetches if self._cache.tiers else {}
+        if held != set(fetches):
+            found.append(f"{len(fetches)} fetches are of {len(held)} requests that wait")
         found += [f"nobody waits for {r.id}" for r, heap in self._parked.values() if not heap.items]
         return found
 

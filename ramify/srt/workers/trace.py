@@ -25,6 +25,7 @@ import msgspec
 
 from ramify.srt.config import EngineConfig
 from ramify.srt.errors import ConfigError
+from ramify.srt.grammar import GrammarSpec
 from ramify.srt.messages import (
     Finished,
     ModelInfo,
@@ -69,6 +70,7 @@ class SubmitCall(Line, frozen=True, tag="submit"):
         fields = dict(self.request)
         fields["token_ids"] = pack_ids(fields["token_ids"])
         fields["sampling"] = msgspec.convert(fields["sampling"], SamplingParams, str_keys=True)
+        fields["grammar"] = msgspec.convert(fields.get("grammar"), GrammarSpec | None)
         return Submit(**fields)
 
 
