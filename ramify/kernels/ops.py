@@ -10,6 +10,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from ramify.kernels.attention_options import PLAIN, AttentionOptions
 from ramify.kernels.drawing import Adjustments, Draws
 from ramify.kernels.packed_linear import PackedLinear
 from ramify.kernels.quantised_linear import Fp8Blocks, Fp8Rows, Int4Linear
@@ -57,6 +58,8 @@ class Ops(Protocol):
         q_norm: Tensor | None = None,
         k_norm: Tensor | None = None,
         eps: float = 1e-6,
+        k_scale: float = 1.0,
+        v_scale: float = 1.0,
     ) -> Tensor:
         """The rotated queries; writes the rotated keys and the values into their pool slots.
 
@@ -67,6 +70,7 @@ class Ops(Protocol):
         positions [T] int32     slots [T] int32 or int64: page * P + slot in page
         cos_sin [max position, D] fp32: D/2 cosines, D/2 sines
         k_pool, v_pool [N, HK, P, D] (changed)     q_norm, k_norm [D] or None
+        k_scale, v_scale: an fp8 pool gets x / scale
         -> [T, HQ, D]
         """
 
@@ -77,7 +81,13 @@ class Ops(Protocol):
         """
 
     def paged_attention(
-        self, q: Tensor, k_pool: Tensor, v_pool: Tensor, work: WorkList, scale: float
+        self,
+        q: Tensor,
+        k_pool: Tensor,
+        v_pool: Tensor,
+        work: WorkList,
+        scale: float,
+        options: AttentionOptions = PLAIN,
     ) -> Tensor:
         """softmax(scale * q k^T) v over the keys that the work list gives to each token.
 

@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 import pytest
 import torch
 
+from ramify.kernels.attention_options import AttentionOptions
 from ramify.kernels.dispatch import load_ops
 from ramify.kernels.work_list import DIRECT, Item, WorkList, check, make_work_list
 
@@ -280,3 +281,11 @@ def test_wrong_sizes_are_named():
             replace(step, q=step.q[:, :3].contiguous()).run(ops)
     with pytest.raises(ValueError, match="merge_indptr must be"):
         replace(step.work, merge_indptr=step.work.merge_indptr[1:])
+
+
+def test_what_the_cpu_has_not_is_refused():
+    """An option that did nothing would be a wrong answer."""
+    q, pool = torch.zeros(1, 2, 64), torch.zeros(1, 2, 16, 64)
+    work = make_work_list([(0, 1, 0, 0, 1, -1)], [0], [0], [0])
+    with pytest.raises(ValueError, match="no attention options"):
+        load_ops("cpu").paged_attention(q, pool, pool, work, 1.0, AttentionOptions(window=4))

@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor
 
+from ramify.kernels.attention_options import PLAIN, AttentionOptions
 from ramify.kernels.cpu.library import library
 from ramify.kernels.cpu.threads import threads
 from ramify.kernels.shapes import check_attention
@@ -10,14 +11,22 @@ from ramify.kernels.work_list import WorkList
 
 
 def paged_attention(
-    q: Tensor, k_pool: Tensor, v_pool: Tensor, work: WorkList, scale: float
+    q: Tensor,
+    k_pool: Tensor,
+    v_pool: Tensor,
+    work: WorkList,
+    scale: float,
+    options: AttentionOptions = PLAIN,
 ) -> Tensor:
     """softmax(scale * q k^T) v over the keys that the work list gives each token.
 
     q [T, HQ, D]   k_pool, v_pool [N, HK, P, D] -> [T, HQ, D]
 
     Raises ValueError if an index of the work list is outside its array; then nothing is written.
+    There are no options here yet: others than PLAIN are a ValueError too.
     """
+    if options != PLAIN:
+        raise ValueError(f"the C++ kernels have no attention options, got {options}")
     check_attention(q, k_pool, v_pool, work.positions)
     tokens, heads, head_dim = q.shape
     pool_pages, kv_heads, page_size, _ = k_pool.shape

@@ -19,11 +19,16 @@ def rope_write_kv(
     q_norm: Tensor | None = None,
     k_norm: Tensor | None = None,
     eps: float = 1e-6,
+    k_scale: float = 1.0,
+    v_scale: float = 1.0,
 ) -> Tensor:
     """The rotated queries [T, HQ, D]; writes rotated keys and values into their pool slots.
 
-    Raises ValueError for a position or a slot outside its table; then nothing is written.
+    Raises ValueError for a position or a slot outside its table; then nothing is written. Scales
+    are for fp8 pools, which the C++ kernels do not have.
     """
+    if (k_scale, v_scale) != (1.0, 1.0):
+        raise ValueError("the C++ kernels write no scaled pools: k_scale and v_scale must be 1")
     check_rope(qkv, positions, slots, cos_sin, k_pool, heads)
     pages, kv_heads, page_size, head_dim = k_pool.shape
     check_pools(k_pool, v_pool, qkv.dtype, head_dim)
