@@ -137,7 +137,7 @@ def test_a_server_does_not_start_without_the_keys_it_was_promised(capsys):
 @pytest.fixture(scope="module")
 def keyed(tokenizer_folder, tmp_path_factory):
     """A server of its own process, with two keys."""
-    from conftest import RunningServer
+    from running_server import RunningServer
 
     path = tmp_path_factory.mktemp("keys") / "keys"
     path.write_text(f"alice:{ALICE}\nbob:{BOB}\n")
