@@ -85,14 +85,12 @@ class PrefixCache:
         """Changes whenever a prefix may be found that was not found before."""
         return self.tree.version + (self.tiers.version if self.tiers else 0)
 
-    def hit_length(self, namespace: str, key: "array[int]", limit: int) -> int:
-        """How many leading tokens of `key` could be reused now, at most `limit`. Pure."""
-        return self.hit_lengths(namespace, key, limit)[1]
-
     def hit_lengths(
         self, namespace: str, key: "array[int]", limit: int, keys: PageKeys | None = None
     ) -> tuple[int, int]:
-        """(of `hit_length`, what is on the device, all of it). `keys`: see `page_keys`."""
+        """How many leading tokens of `key` could be reused now, at most `limit`: (those on the
+        device, those and what continues them in host memory). Pure. `keys`: see `page_keys`.
+        """
         n = self.tree.match(namespace, key, limit)[1] if self.reuse else 0
         found = self._in_host(namespace, key, n, limit, keys)
         return n, found[-1][1] if found else n

@@ -33,7 +33,7 @@ def serve(cache, ids, priority=0):
 
 
 def held(cache, ids):
-    return cache.hit_length("", as_tokens(ids), len(ids))
+    return cache.hit_lengths("", as_tokens(ids), len(ids))[1]
 
 
 class Trace:

@@ -21,7 +21,7 @@ def serve(cache, ids, namespace=""):
 
 
 def held(cache, ids, namespace=""):
-    return cache.hit_length(namespace, as_tokens(ids), len(ids))
+    return cache.hit_lengths(namespace, as_tokens(ids), len(ids))[1]
 
 
 def pin(cache, ids, now=0.0, ttl_s=10.0, namespace=""):

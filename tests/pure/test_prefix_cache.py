@@ -58,7 +58,7 @@ def test_a_page_for_the_copy_is_had_by_evicting():
     serve(cache, [2] * 8)
     lease = cache.acquire("", as_tokens([1] * 6), 5)
     assert lease.n_cached == 5
-    assert cache.hit_length("", as_tokens([2] * 8), 8) == 0
+    assert cache.hit_lengths("", as_tokens([2] * 8), 8)[1] == 0
 
 
 def test_pinning_holders_come_and_go_as_hold_and_pin_do():
@@ -84,7 +84,7 @@ def test_the_least_recently_used_leaf_goes_first_and_locked_ones_never():
     serve(cache, [10] * 8)  # used again: now the youngest
     lease = cache.acquire("", as_tokens([30] * 8), 7)
     assert serve(cache, [40] * 4) == 0  # needs one page: 20 must go
-    hits = {t: cache.hit_length("", as_tokens([t] * 8), 8) for t in (10, 20, 30, 40)}
+    hits = {t: cache.hit_lengths("", as_tokens([t] * 8), 8)[1] for t in (10, 20, 30, 40)}
     assert hits == {10: 8, 20: 0, 30: 8, 40: 4}
     cache.release(lease)
 
@@ -92,8 +92,8 @@ def test_the_least_recently_used_leaf_goes_first_and_locked_ones_never():
 def test_namespaces_share_nothing():
     cache = PrefixCache(16, PAGE)
     serve(cache, range(8), namespace="a")
-    assert cache.hit_length("b", as_tokens(range(8)), 8) == 0
-    assert cache.hit_length("a", as_tokens(range(8)), 8) == 8
+    assert cache.hit_lengths("b", as_tokens(range(8)), 8)[1] == 0
+    assert cache.hit_lengths("a", as_tokens(range(8)), 8)[1] == 8
 
 
 def test_namespaces_leave_nothing_behind_when_evicted():

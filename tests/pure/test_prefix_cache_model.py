@@ -64,7 +64,7 @@ class PrefixCacheModel(RuleBasedStateMachine):
     )
     def acquire(self, namespace, tokens, priority):
         key = as_tokens(tokens)
-        hit = self.cache.hit_length(namespace, key, len(tokens) - 1)
+        hit = self.cache.hit_lengths(namespace, key, len(tokens) - 1)[1]
         assert hit == 0 or (namespace, tuple(tokens[:hit])) in self.published
         lease = self.cache.acquire(namespace, key, len(tokens) - 1, priority)
         assert lease.n_cached in (hit, hit - hit % PAGE)  # no page free for the copy: full pages
@@ -103,7 +103,7 @@ class PrefixCacheModel(RuleBasedStateMachine):
         for n in range(1, job.computed + 1):
             self.published[job.namespace, tuple(job.tokens[:n])] = None
         key = as_tokens(job.tokens[: job.computed])
-        assert self.cache.hit_length(job.namespace, key, len(key)) == len(key)
+        assert self.cache.hit_lengths(job.namespace, key, len(key))[1] == len(key)
 
     @rule(
         namespace=namespaces,
@@ -141,7 +141,7 @@ class PrefixCacheModel(RuleBasedStateMachine):
     )
     def pin(self, namespace, tokens, ttl):
         key = as_tokens(tokens)
-        computed = self.cache.hit_length(namespace, key, len(key))
+        computed = self.cache.hit_lengths(namespace, key, len(key))[1]
         n, error = self.cache.pin(namespace, key, self.now, ttl)
         assert (n, error is None) in ((computed, True), (0, False))
         if error is None:
@@ -207,7 +207,7 @@ class PrefixCacheModel(RuleBasedStateMachine):
     def every_pin_holds_its_prefix(self):
         assert len(self.cache.pins) == len(self.pins)
         for (namespace, tokens), (n, _) in self.pins.items():
-            assert self.cache.hit_length(namespace, as_tokens(tokens), n) == n
+            assert self.cache.hit_lengths(namespace, as_tokens(tokens), n)[1] == n
 
     @invariant()
     def accounts_balance(self):

@@ -64,7 +64,7 @@ class Rig:
         assert invariants.check(self.cache) == []
 
     def hit(self, tokens, namespace=""):
-        return self.cache.hit_length(namespace, as_tokens(tokens), len(tokens))
+        return self.cache.hit_lengths(namespace, as_tokens(tokens), len(tokens))[1]
 
     def count(self, kind):
         return sum(isinstance(move, kind) for move in self.seen)
