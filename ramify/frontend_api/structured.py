@@ -10,6 +10,7 @@ client says `"strict": false` of it.
 """
 
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 from ramify.srt.constraints import at_most_one, checked, wrong
@@ -80,22 +81,10 @@ def _structured_outputs(value: Any, at: str) -> GrammarSpec | None:
     return at_most_one([spec for spec in specs if spec is not None])
 
 
-def _json(value: Any, at: str) -> GrammarSpec:
-    return checked("json_schema", value, at)
-
-
 def _json_object(value: Any, at: str) -> GrammarSpec | None:
     if not isinstance(value, bool):
         raise wrong(at, "must be true or false")
     return checked("json_schema", ANY_OBJECT, at) if value else None
-
-
-def _regex(value: Any, at: str) -> GrammarSpec:
-    return checked("regex", value, at)
-
-
-def _choice(value: Any, at: str) -> GrammarSpec:
-    return checked("choice", value, at)
 
 
 def _grammar(value: Any, at: str) -> GrammarSpec:
@@ -104,13 +93,11 @@ def _grammar(value: Any, at: str) -> GrammarSpec:
     return checked("lark" if lark else "ebnf", value, at)
 
 
-def _ebnf(value: Any, at: str) -> GrammarSpec:
-    return checked("ebnf", value, at)
-
-
-def _structural_tag(value: Any, at: str) -> GrammarSpec:
-    return checked("structural_tag", value, at)
-
+_json: Reader = partial(checked, "json_schema")
+_regex: Reader = partial(checked, "regex")
+_choice: Reader = partial(checked, "choice")
+_ebnf: Reader = partial(checked, "ebnf")
+_structural_tag: Reader = partial(checked, "structural_tag")
 
 CONSTRAINTS: dict[str, Reader] = {  # of structured_outputs
     "json": _json,

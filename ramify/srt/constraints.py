@@ -12,12 +12,7 @@ from ramify.srt.constrained import limits
 from ramify.srt.errors import InvalidRequest
 from ramify.srt.grammar import GrammarError, GrammarSpec, Kind
 
-KINDS: dict[str, Kind] = {  # options of sampling_params, and what they are
-    "regex": "regex",
-    "json_schema": "json_schema",
-    "ebnf": "ebnf",
-    "structural_tag": "structural_tag",
-}
+KINDS: tuple[Kind, ...] = ("regex", "json_schema", "ebnf", "structural_tag")  # options by name
 STRICT = "strict"  # an option too: false lets what a schema asks beyond the engine go
 OBJECTS = ("json_schema", "structural_tag")  # taken as JSON text or as an object
 NAMES = (*KINDS, STRICT)
@@ -31,9 +26,7 @@ def from_options(options: Mapping[str, Any]) -> GrammarSpec | None:
         raise wrong(STRICT, "needs a json_schema")
     if strict is not None and type(strict) is not bool:
         raise wrong(STRICT, "must be true or false")
-    return at_most_one(
-        [checked(KINDS[name], options[name], name, strict is not False) for name in given]
-    )
+    return at_most_one([checked(name, options[name], name, strict is not False) for name in given])
 
 
 def at_most_one(specs: Sequence[GrammarSpec]) -> GrammarSpec | None:
@@ -62,7 +55,7 @@ def checked(kind: Kind, value: object, param: str, strict: bool = True) -> Gramm
     try:
         limits.check(spec)
     except GrammarError as error:
-        raise wrong(param, f"cannot be used: {error.message}", error.code) from None
+        raise refusal(error, param) from None
     return spec
 
 
@@ -75,6 +68,12 @@ def _json(value: object, kind: type, right: str, param: str) -> str:
         raise wrong(param, "is nested too deeply", "grammar_too_large") from None
     except (TypeError, ValueError) as error:
         raise wrong(param, f"is not JSON: {error}") from None
+
+
+def refusal(error: GrammarError, param: str) -> InvalidRequest:
+    """What the client is told of a grammar that cannot be used; `param` is "" if it has no name."""
+    text = f"{param} cannot be used: {error.message}" if param else error.message
+    return InvalidRequest(text, param=param or None, code=error.code)
 
 
 def wrong(param: str, what: str, code: str = "invalid_value") -> InvalidRequest:

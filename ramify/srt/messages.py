@@ -12,6 +12,7 @@ from array import array
 
 import msgspec
 
+from ramify.srt.errors import RequestError
 from ramify.srt.grammar import GrammarSpec
 from ramify.srt.sampling_params import SamplingParams
 
@@ -183,6 +184,12 @@ class Rejected(Message, frozen=True):
     message: str
     param: str | None = None
     code: str | None = None
+
+
+def rejected(submit: Submit, error: RequestError) -> Rejected:
+    """The answer to a request that is not taken."""
+    kind = type(error).__name__
+    return Rejected(submit.request_id, kind, error.message, error.param, error.code)
 
 
 class Flushed(Message, frozen=True):

@@ -73,12 +73,22 @@ def _result(item: Sampled, raw: Tensor, token: int, error: str | None) -> ChunkR
     row = item.row
     if error is not None:
         return ChunkResult(None, error=error)
-    if row.matcher is not None and not row.matcher.accept(token):
-        return ChunkResult(None, error=NO_NUMBER if raw.isnan().any() else NO_WAY_ON)
-    row.note(token)
-    forced, complete = row.follow(item.max_forced)
     if row.return_logprob:
         (news,) = token_logprobs(raw, [token], row.top_logprobs)
     else:
         news = TokenLogprob(None, token)
+    return drawn(row, news, item.max_forced) or ChunkResult(
+        None, error=NO_NUMBER if raw.isnan().any() else NO_WAY_ON
+    )
+
+
+def drawn(row: SamplingRow, news: TokenLogprob, max_forced: int) -> ChunkResult | None:
+    """The result of a row whose token was drawn; None, and nothing noted, if its grammar refuses.
+
+    The row learns the token and those that are forced after it.
+    """
+    if row.matcher is not None and not row.matcher.accept(news.token_id):
+        return None
+    row.note(news.token_id)
+    forced, complete = row.follow(max_forced)
     return ChunkResult(news, forced=forced, complete=complete)

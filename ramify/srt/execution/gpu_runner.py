@@ -24,7 +24,7 @@ from ramify.radix_cache.page_mover import PageMover
 from ramify.srt.attention.inputs import StepInputs
 from ramify.srt.execution.device import Device, Fetched
 from ramify.srt.execution.device_state import DeviceState
-from ramify.srt.execution.drawing import NO_NUMBER
+from ramify.srt.execution.drawing import NO_NUMBER, NO_WAY_ON, drawn
 from ramify.srt.execution.gpu_decode import DecodeSteps
 from ramify.srt.execution.gpu_sampling import (
     GpuRow,
@@ -88,12 +88,13 @@ class _Step:
         row = item.row.grammar
         if i in self.errors:
             return ChunkResult(None, error=self.errors[i])
-        if row.matcher is not None and (token < 0 or not row.matcher.accept(token)):
+        if row.matcher is not None and token < 0:
             return ChunkResult(None, error=NO_NUMBER)
-        row.note(news.token_id)
-        forced, complete = row.follow(item.max_forced)
-        item.row.uncounted += forced
-        return ChunkResult(news, forced=forced, complete=complete)
+        result = drawn(row, news, item.max_forced)
+        if result is None:
+            return ChunkResult(None, error=NO_WAY_ON)
+        item.row.uncounted += result.forced
+        return result
 
 
 def _logprob(score: tuple[float, list[float], list[int]], token: int, top: int) -> TokenLogprob:

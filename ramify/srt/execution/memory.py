@@ -25,7 +25,7 @@ def pool_pages(
     `gpu` are the free and all bytes of its memory, with the model loaded. Raises ConfigError when
     not even two pages fit, or a GPU cannot hold what the options ask for.
     """
-    page_bytes = _page_bytes(config, model, dtype)
+    page_bytes = page_bytes_of(config, model, dtype)
     pages = _wanted_pages(config, page_bytes, gpu)
     if gpu is not None and (pages + SPARE_PAGES) * page_bytes > gpu[0]:
         raise ConfigError(
@@ -64,7 +64,7 @@ def host_slots(config: EngineConfig, model: ModelConfig, dtype: torch.dtype) -> 
 
     Zero without both tiers. Raises ConfigError when a budget is given and no page fits.
     """
-    page_bytes = _page_bytes(config, model, dtype)
+    page_bytes = page_bytes_of(config, model, dtype)
     if config.host_cache_gb:
         return _fitting("host_cache_gb", config.host_cache_gb, page_bytes, 1, config.page_size)
     return max(STAGING_PAGES, STAGING_BYTES // page_bytes) if config.disk_cache_gb else 0
@@ -77,11 +77,12 @@ def disk_pages(config: EngineConfig, model: ModelConfig, dtype: torch.dtype) -> 
     """
     if not config.disk_cache_gb:
         return 0
-    size = file_bytes(_page_bytes(config, model, dtype), config.page_size)
+    size = file_bytes(page_bytes_of(config, model, dtype), config.page_size)
     return _fitting("disk_cache_gb", config.disk_cache_gb, size, 1, config.page_size)
 
 
-def _page_bytes(config: EngineConfig, model: ModelConfig, dtype: torch.dtype) -> int:
+def page_bytes_of(config: EngineConfig, model: ModelConfig, dtype: torch.dtype) -> int:
+    """Memory of one page of this model: keys and values of all layers."""
     return bytes_per_page(model.n_layers, model.n_kv_heads, config.page_size, model.head_dim, dtype)
 
 

@@ -12,7 +12,7 @@ from ramify.kernels.ops import Ops
 from ramify.radix_cache import eviction
 from ramify.radix_cache.file_worker import FileWorker
 from ramify.radix_cache.host_pool import HostPool
-from ramify.radix_cache.kv_pool import KvPool, bytes_per_page
+from ramify.radix_cache.kv_pool import KvPool
 from ramify.radix_cache.page_files import FolderUnusable, PageFiles
 from ramify.radix_cache.page_mover import PageMover
 from ramify.radix_cache.plans import PageRecord
@@ -27,7 +27,14 @@ from ramify.srt.errors import ConfigError
 from ramify.srt.execution.device import Device, OnDevice, open_device
 from ramify.srt.execution.gpu_runner import GpuRunner
 from ramify.srt.execution.graphs import CudaGraphs, NoGraphs
-from ramify.srt.execution.memory import GIB, SPARE_PAGES, disk_pages, host_slots, pool_pages
+from ramify.srt.execution.memory import (
+    GIB,
+    SPARE_PAGES,
+    disk_pages,
+    host_slots,
+    page_bytes_of,
+    pool_pages,
+)
 from ramify.srt.execution.model_runner import Ahead, ModelRunner, Runner
 from ramify.srt.messages import ModelInfo
 from ramify.srt.models.config import ModelConfig
@@ -204,7 +211,6 @@ def _tiers(
 
 def _files(config: EngineConfig, folder: ModelFolder, model: LlamaModel) -> PageFiles | None:
     """The page files of this model and these options; None, with a warning, without a folder."""
-    shape = model.config
     name = fingerprint(
         folder,
         dtype=str(model.dtype),
@@ -213,9 +219,7 @@ def _files(config: EngineConfig, folder: ModelFolder, model: LlamaModel) -> Page
         deterministic=config.deterministic,
         seed=config.seed or 0,
     )
-    page_bytes = bytes_per_page(
-        shape.n_layers, shape.n_kv_heads, config.page_size, shape.head_dim, model.dtype
-    )
+    page_bytes = page_bytes_of(config, model.config, model.dtype)
     where = (
         Path(config.disk_cache_dir).expanduser()
         if config.disk_cache_dir

@@ -8,8 +8,9 @@ import math
 
 from ramify.srt.constrained.base import CompiledGrammar, GrammarError
 from ramify.srt.constrained.manager import GrammarManager, Ticket
+from ramify.srt.constraints import refusal
 from ramify.srt.errors import InvalidRequest, QueueFull, RequestError, Unavailable
-from ramify.srt.messages import Rejected, Submit
+from ramify.srt.messages import Submit
 
 Held = tuple[Submit, float]  # with the time of its arrival
 Settled = tuple[Submit, float, CompiledGrammar | RequestError]
@@ -86,15 +87,3 @@ def _settled(message: Submit, arrived: float, ticket: Ticket) -> Settled:
         return message, arrived, refusal(error, message.grammar.param)
     assert isinstance(error, Unavailable), "a settled ticket has a grammar or an error"
     return message, arrived, error
-
-
-def refusal(error: GrammarError, param: str) -> InvalidRequest:
-    """What the client is told of a grammar that cannot be used."""
-    text = f"{param} cannot be used: {error.message}" if param else error.message
-    return InvalidRequest(text, param=param or None, code=error.code)
-
-
-def rejected(message: Submit, error: RequestError) -> Rejected:
-    """The answer to a request that is not taken."""
-    kind = type(error).__name__
-    return Rejected(message.request_id, kind, error.message, error.param, error.code)

@@ -26,11 +26,12 @@ from ramify.srt.messages import (
     TreeNode,
     TreeShown,
     Unpin,
+    rejected,
 )
 from ramify.srt.scheduling import answers
 from ramify.srt.scheduling.plan import StepPlan
 from ramify.srt.scheduling.scheduler import Scheduler
-from ramify.srt.workers.compiling import Compiling, rejected
+from ramify.srt.workers.compiling import Compiling
 
 logger = logging.getLogger(__name__)
 

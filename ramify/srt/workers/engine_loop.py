@@ -34,6 +34,7 @@ from ramify.srt.messages import (
     Tokens,
     TreeShown,
     Unpin,
+    rejected,
     unpack_ids,
 )
 from ramify.srt.transport import EngineEnd
@@ -128,18 +129,18 @@ class _Loop:
     def _submit(self, frontend: bytes, message: Submit) -> None:
         if message.request_id in self._owners:
             what = InvalidRequest("rid is in use by a running request", param="rid")
-            self._post(frontend, _rejected(message, what))
+            self._post(frontend, rejected(message, what))
             return
         try:
             _check(message, self._core.info)
         except InvalidRequest as error:
-            self._post(frontend, _rejected(message, error))
+            self._post(frontend, rejected(message, error))
             return
-        rejected = self._core.submit(message, self._clock.now())
-        if rejected is None:
+        refused = self._core.submit(message, self._clock.now())
+        if refused is None:
             self._owners[message.request_id] = frontend
         else:
-            self._post(frontend, rejected)
+            self._post(frontend, refused)
 
     def _answer(self, message: ToEngine) -> ToFrontend:
         if isinstance(message, Hello):
@@ -186,8 +187,3 @@ def _check_ids(token_ids: bytes, info: ModelInfo) -> None:
         raise InvalidRequest("token_ids must hold 4 bytes for each token", param="input_ids")
     if max(unpack_ids(token_ids)) >= info.vocab_size:
         raise InvalidRequest(f"token ids must be below {info.vocab_size}", param="input_ids")
-
-
-def _rejected(message: Submit, error: InvalidRequest) -> Rejected:
-    kind = type(error).__name__
-    return Rejected(message.request_id, kind, error.message, error.param, error.code)
