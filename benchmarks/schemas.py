@@ -21,7 +21,13 @@ from typing import Any
 
 from measure import add, add_machine, argument
 
-from ramify.srt.constrained.base import CompiledGrammar, GrammarBackend, GrammarError, Row
+from ramify.srt.constrained.base import (
+    CompiledGrammar,
+    GrammarBackend,
+    GrammarError,
+    Row,
+    compile_grammar,
+)
 from ramify.srt.constrained.choose import load_backend
 from ramify.srt.constrained.vocabulary import Vocabulary
 from ramify.srt.grammar import GrammarSpec
@@ -91,7 +97,7 @@ def judge(backend: GrammarBackend, table: Vocabulary, cases: Iterator[Case]) -> 
         out.schemas += 1
         began = time.thread_time()
         try:
-            grammar = backend.compile(GrammarSpec("json_schema", json.dumps(case.schema)))
+            grammar = compile_grammar(backend, GrammarSpec("json_schema", json.dumps(case.schema)))
         except GrammarError as error:
             out.refused[case.name] = error.message
             continue

@@ -40,7 +40,9 @@ log = logging.getLogger("ramify.serve")
 
 def run(parsed: argparse.Namespace) -> int:
     """The subcommand. Returns the exit code."""
-    engine, server = take(EngineConfig, parsed), take(ServeConfig, parsed)
+    warm_up = getattr(parsed, "grammar_warm_up", True)  # to load it later would hold up others
+    engine = take(EngineConfig, parsed, grammar_warm_up=warm_up)
+    server = take(ServeConfig, parsed)
     check_engine(engine)
     check_server(server)
     set_up_log(server.log_level)

@@ -131,6 +131,11 @@ class EngineConfig:
     grammar_backend: str = option(
         "auto", "engine for regexes, schemas and grammars", "grammar", GRAMMAR_BACKENDS
     )
+    grammar_warm_up: bool = option(
+        False,
+        "load the grammar engine at the start (serve does), not when it is needed",
+        "grammar",
+    )
     jump_forward: bool = option(True, "take forced tokens without sampling them", "grammar")
     record_trace: str | None = option(
         None, "file for what arrives and what is answered, to be replayed", "scheduling"

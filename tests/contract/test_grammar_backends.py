@@ -20,7 +20,7 @@ from grammar_cases import CHOICES, EBNF, HOSTILE, LARK, NESTED, OBJECT, REGEXES,
 from hypothesis import given, settings
 from small_vocabulary import SPECIALS, bits, small_vocabulary
 
-from ramify.srt.constrained.base import GrammarError
+from ramify.srt.constrained.base import GrammarError, compile_grammar
 from ramify.srt.constrained.choose import load_backend
 from ramify.srt.grammar import GrammarSpec
 
@@ -54,7 +54,7 @@ def backend(engine):
 
 @cache
 def compiled(engine, kind, text):
-    return backend(engine).compile(GrammarSpec(kind, text))
+    return compile_grammar(backend(engine), GrammarSpec(kind, text))
 
 
 def takes(engine, kind, text, output: str) -> bool:
@@ -345,7 +345,7 @@ def test_a_bad_grammar_is_an_error_with_a_code(engine, kind, text, code):
     if not has(engine, kind):
         pytest.skip(f"{engine} has no {kind}")
     with pytest.raises(GrammarError) as caught:
-        backend(engine).compile(GrammarSpec(kind, text))
+        compile_grammar(backend(engine), GrammarSpec(kind, text))
     assert caught.value.code == ("unsupported_schema" if lacks(engine, text) else code)
     assert caught.value.message
     assert len(caught.value.message) < 400
@@ -357,14 +357,14 @@ def test_a_lenient_schema_names_what_it_lets_go(engine):
     """With `strict` the same schema is refused, naming the same keyword."""
     schema = {"type": "array", "items": {"type": "boolean"}, "maxItems": 2, "uniqueItems": True}
     text = json.dumps(schema)
-    grammar = backend(engine).compile(GrammarSpec("json_schema", text, strict=False))
+    grammar = compile_grammar(backend(engine), GrammarSpec("json_schema", text, strict=False))
     assert grammar.unenforced == ("uniqueItems",)
     matcher = grammar.new_matcher()
     form = "[true,true]" if engine == "outlines" else "[true, true]"
     assert all(map(matcher.accept, VOCABULARY.write(form)))
     assert matcher.is_finished()
     with pytest.raises(GrammarError, match="uniqueItems"):
-        backend(engine).compile(GrammarSpec("json_schema", text))
+        compile_grammar(backend(engine), GrammarSpec("json_schema", text))
     assert compiled(engine, "json_schema", '{"type": "boolean"}').unenforced == ()
 
 
@@ -373,12 +373,14 @@ def test_what_an_engine_has_not_is_refused_by_name(engine):
     samples = dict(SAMPLES) | {"structural_tag": '{"type": "structural_tag", "format": {}}'}
     for kind in WITHOUT[engine]:
         with pytest.raises(GrammarError, match=engine):
-            backend(engine).compile(GrammarSpec(kind, samples[kind]))
+            compile_grammar(backend(engine), GrammarSpec(kind, samples[kind]))
 
 
 def test_an_output_that_spends_a_lexer_spends_it_for_no_other():
     """llguidance's matchers of one grammar share a lexer, and its limits."""
-    grammar = backend("llguidance").compile(GrammarSpec("regex", "a|b((a{100}){100}){100}"))
+    grammar = compile_grammar(
+        backend("llguidance"), GrammarSpec("regex", "a|b((a{100}){100}){100}")
+    )
     before, greedy = grammar.new_matcher(), grammar.new_matcher()
     assert greedy.accept(ord("b"))
     for _ in range(2):  # the second time, the lexer that it was given is spent as well

@@ -5,7 +5,7 @@ import os
 import time
 from dataclasses import dataclass
 
-from ramify.srt.constrained.base import GrammarError
+from ramify.srt.constrained.base import GrammarError, Prepared
 from ramify.srt.errors import ConfigError
 
 kept = []  # what the verb `keep` never gives back
@@ -15,12 +15,39 @@ class Panic(BaseException):
     """As engines in Rust raise it: no Exception."""
 
 
+class Matcher:
+    """Takes anything, as slowly as the verb `drag` says."""
+
+    def __init__(self, text):
+        verb, _, argument = text.partition(":")
+        self.work_s = float(argument) if verb == "drag" else 0.0
+
+    def is_finished(self):
+        return self.work_s == 0
+
+    def fill(self, row):
+        ends = time.thread_time() + self.work_s
+        while time.thread_time() < ends:
+            pass
+        row[:] = 1
+        return True
+
+    def accept(self, token):
+        return True
+
+    def forced(self):
+        return []
+
+
 @dataclass
 class Grammar:
     text: str
     nbytes: int = 1000
     unenforced: tuple[str, ...] = ()
     held: object = None
+
+    def new_matcher(self):
+        return Matcher(self.text)
 
 
 def deep(n: int) -> int:
@@ -30,8 +57,11 @@ def deep(n: int) -> int:
 class ScriptedEngine:
     name = "scripted"
 
-    def compile(self, spec):
-        verb, _, argument = spec.text.partition(":")
+    def prepare(self, spec):
+        return Prepared(spec.kind, spec.text)
+
+    def build(self, prepared):
+        verb, _, argument = prepared.text.partition(":")
         if verb == "count":
             with open(argument, "a") as log:
                 print(os.getpid(), file=log)
@@ -56,8 +86,8 @@ class ScriptedEngine:
         elif verb == "panic_in" and os.getpid() == int(argument):
             raise Panic
         elif verb == "hold":
-            return Grammar(spec.text, held=ctypes.create_string_buffer(int(argument)))
-        return Grammar(spec.text)
+            return Grammar(prepared.text, held=ctypes.create_string_buffer(int(argument)))
+        return Grammar(prepared.text)
 
 
 def load(name: str, vocabulary) -> ScriptedEngine:

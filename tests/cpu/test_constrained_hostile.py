@@ -18,7 +18,7 @@ from hostile_grammars import all_of_them
 from ramify.srt.constrained.base import GrammarError, words
 from ramify.srt.constrained.child_process import CompileLimits
 from ramify.srt.constrained.child_wire import BackendSource
-from ramify.srt.constrained.guard import fill_within
+from ramify.srt.constrained.guard import Guarded
 from ramify.srt.constrained.manager import GrammarManager
 from ramify.srt.grammar import GrammarSpec
 
@@ -62,11 +62,11 @@ def allowed(row) -> np.ndarray:
 
 def walk(grammar) -> str | None:
     """What is wrong with a walk along allowed tokens; None for one that ends well or cleanly."""
-    matcher, draw = grammar.new_matcher(), random.Random(1)
+    matcher, draw = Guarded(grammar.new_matcher()), random.Random(1)
     row = np.zeros(words(VOCAB_SIZE), np.int32)
     try:
         for step in range(WALK):
-            if not fill_within(matcher, row):
+            if not matcher.fill(row):
                 return None if matcher.is_finished() else f"no way on at {step}"
             tokens = allowed(row)
             if step == 0 and not refuses_others(matcher, tokens, row):

@@ -176,6 +176,7 @@ def test_what_cannot_be_sent_is_refused_at_once(make, text, code):
     [
         ("sleep:60", "grammar_timeout"),
         ("stuck", "grammar_timeout"),
+        ("drag:0.05", "grammar_timeout"),
         (f"allocate:{400 * MIB}", "grammar_too_large"),
         (f"hold:{40 * MIB}", "grammar_too_large"),
         ("abort", "grammar_too_large"),
@@ -319,6 +320,30 @@ def test_the_child_is_light_and_steps_back(make):
     )
 
 
+def states_during(make, text: str, work) -> set[str]:
+    """The states that the system tells of the child while it compiles, and this thread works."""
+    manager = make()
+    compiled(manager, "good")
+    stat, ticket = Path(f"/proc/{child_of(manager)}/stat"), manager.request(spec(text))
+    seen, ends = set(), time.monotonic() + 0.4
+    while time.monotonic() < ends:
+        work()
+        seen.add(stat.read_text().rsplit(") ", 1)[1][0])
+    settle(manager, ticket)
+    assert ticket.state == "ready"
+    return seen
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_a_long_compile_rests_while_this_process_computes(make):
+    assert "T" in states_during(make, "sleep:0.5", lambda: sum(range(1000)))
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_a_long_compile_goes_on_while_this_process_is_idle(make):
+    assert "T" not in states_during(make, "sleep:0.5", lambda: time.sleep(0.002))
+
+
 def test_closing_ends_the_child_and_what_waits_for_it(make):
     manager = make(limits=CompileLimits(timeout_s=60.0))
     compiled(manager, "good")
@@ -353,15 +378,20 @@ time.sleep(60)
 """
 
 
-@pytest.mark.parametrize("busy_with", ["good", "stuck"])
-def test_no_child_outlives_a_parent_that_is_killed(source, busy_with):
-    """Idle it sees the socket's end; in an engine that never returns, only its own alarm helps."""
+@pytest.mark.parametrize(
+    ("busy_with", "resting"), [("good", False), ("stuck", False), ("stuck", True)]
+)
+def test_no_child_outlives_a_parent_that_is_killed(source, busy_with, resting):
+    """Idle it sees the socket's end; in an engine that never returns, or while it is made to rest,
+    only the system can end it."""
     parent = subprocess.Popen(
         (sys.executable, "-P", "-c", PARENT, source.folder, busy_with), stdout=subprocess.PIPE
     )
     pid = int(parent.stdout.readline())
     assert is_alive(pid)
     time.sleep(0.2)
+    if resting:
+        os.kill(pid, signal.SIGSTOP)
     parent.kill()
     parent.communicate()
     assert gone_within(pid, 5.0)

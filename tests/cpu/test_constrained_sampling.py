@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from ramify.kernels.dispatch import load_ops
+from ramify.srt.constrained.base import compile_grammar
 from ramify.srt.constrained.choose import load_backend
 from ramify.srt.execution.drawing import Sampled, draw
 from ramify.srt.execution.masks import MaskFiller
@@ -37,7 +38,7 @@ SPECS = [
 
 @pytest.fixture(scope="module", params=SPECS, ids=lambda spec: spec.text[:20])
 def grammar(request):
-    return load_backend("llguidance", VOCABULARY).compile(request.param)
+    return compile_grammar(load_backend("llguidance", VOCABULARY), request.param)
 
 
 def logits(output):

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from ramify.srt.constrained.base import GrammarError
+from ramify.srt.constrained.base import GrammarError, compile_grammar
 from ramify.srt.constrained.choose import load_backend
 from ramify.srt.grammar import GrammarSpec
 
@@ -37,7 +37,7 @@ NEW = new_form({"type": "json_schema", "json_schema": SCHEMA})
 
 
 def compile_tag(tag, strict=True):
-    return BACKEND.compile(GrammarSpec("structural_tag", json.dumps(tag), strict=strict))
+    return compile_grammar(BACKEND, GrammarSpec("structural_tag", json.dumps(tag), strict=strict))
 
 
 def takes(tag, text) -> bool:

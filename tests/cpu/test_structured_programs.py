@@ -16,6 +16,7 @@ from pattern_texts import NAMES, PATTERNS
 
 import ramify.lang as rl
 from ramify.lang.regexes import DATE, build_regex_from_object
+from ramify.srt.constrained.base import compile_grammar
 from ramify.srt.constrained.choose import load_backend
 from ramify.srt.constrained.vocabulary import Vocabulary
 from ramify.srt.engine import Engine
@@ -133,7 +134,7 @@ def llguidance(vocabulary):
 @pytest.mark.parametrize("pattern", PATTERNS, ids=NAMES)
 def test_a_pattern_means_the_same_to_an_engine(llguidance, vocabulary, pattern):
     """`re` has judged these texts already; here token by token, on the real vocabulary."""
-    grammar = llguidance.compile(GrammarSpec("regex", pattern))
+    grammar = compile_grammar(llguidance, GrammarSpec("regex", pattern))
 
     def takes(text):
         matcher = grammar.new_matcher()

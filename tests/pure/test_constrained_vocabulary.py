@@ -6,6 +6,7 @@ import pytest
 import tokenizers
 from tokenizers import decoders, models, normalizers
 
+from ramify.srt.constrained.base import compile_grammar
 from ramify.srt.constrained.choose import load_backend
 from ramify.srt.constrained.vocabulary import Vocabulary
 from ramify.srt.errors import ConfigError
@@ -91,7 +92,9 @@ def test_sentencepiece_writes_no_space_in_the_middle_of_a_text():
     backend = load_backend("llguidance", found)
     from ramify.srt.grammar import GrammarSpec
 
-    matcher = backend.compile(GrammarSpec("choice", json.dumps(["ab a", "ab b"]))).new_matcher()
+    matcher = compile_grammar(
+        backend, GrammarSpec("choice", json.dumps(["ab a", "ab b"]))
+    ).new_matcher()
     assert matcher.forced()[:1] == found.write("ab")
 
 

@@ -1,6 +1,7 @@
 """What every grammar engine is to the runtime: three protocols and one error.
 
-    GrammarBackend.compile(spec) -> CompiledGrammar        once per grammar, off the loop
+    GrammarBackend.prepare(spec) -> Prepared               in a process that may be killed
+    GrammarBackend.build(prepared) -> CompiledGrammar      once per grammar, off the loop
     CompiledGrammar.new_matcher() -> Matcher               once per request, cheap
     per token:  fill(row) -> sample -> accept(token) -> forced() -> accept each of them -> ...
 
@@ -10,11 +11,12 @@ come. Words and bits past the tokenizer's vocabulary are 0: what the head has mo
 
 from typing import Protocol
 
+import msgspec
 import numpy as np
 import numpy.typing as npt
 
 from ramify.srt.grammar import GrammarError as GrammarError
-from ramify.srt.grammar import GrammarSpec
+from ramify.srt.grammar import GrammarSpec, Kind
 
 Row = npt.NDArray[np.int32]
 
@@ -74,12 +76,35 @@ class CompiledGrammar(Protocol):
     def new_matcher(self) -> Matcher: ...
 
 
+class Prepared(msgspec.Struct, frozen=True):
+    """A grammar that was checked, as its engine takes it: plain data, for any process to build.
+
+    `text` is in the engine's own language, `data` what it made of the grammar, if it can be handed
+    over. `unenforced` names what was let go.
+    """
+
+    kind: Kind
+    text: str = ""
+    data: bytes = b""
+    unenforced: tuple[str, ...] = ()
+
+
 class GrammarBackend(Protocol):
     """An engine, bound to one vocabulary."""
 
     name: str
 
-    def compile(self, spec: GrammarSpec) -> CompiledGrammar:
+    def prepare(self, spec: GrammarSpec) -> Prepared:
+        """Check a grammar and put it into the engine's words: all that is done in Python, which
+        would hold the interpreter's lock. Raises GrammarError."""
+        ...
+
+    def build(self, prepared: Prepared) -> CompiledGrammar:
         """The grammar, its first mask made: what an engine leaves to the first use is done or
         refused by then. Raises GrammarError, for a grammar that no output satisfies too."""
         ...
+
+
+def compile_grammar(backend: GrammarBackend, spec: GrammarSpec) -> CompiledGrammar:
+    """Both at once, for a process of its own. Raises GrammarError."""
+    return backend.build(backend.prepare(spec))

@@ -9,6 +9,7 @@ exit    0 nobody needs it any more, 1 a bug (traceback in the log); any signal: 
     worn beyond     |---- code, vocabulary, tables ----|---- three quarters ---|
 """
 
+import ctypes
 import logging
 import os
 import resource
@@ -16,12 +17,16 @@ import signal
 import socket
 import sys
 
+import msgspec
+
 from ramify.srt.constrained import child_wire as wire
 from ramify.srt.constrained.base import GrammarBackend, GrammarError
+from ramify.srt.constrained.guard import rehearse
 from ramify.srt.constrained.memory_in_use import address_space, bytes_in_use
 from ramify.srt.grammar import GrammarSpec
 
 GRACE_S = 1.0  # for the parent to kill first: it knows why
+PR_SET_PDEATHSIG = 1
 TOO_LARGE = "grammar_too_large", "the grammar needs more memory or depth than one may have"
 
 logger = logging.getLogger(__name__)
@@ -32,6 +37,7 @@ def main() -> int:
     end = _take_stdin()
     opening = wire.receive(end, wire.Open)
     os.setpriority(os.PRIO_PROCESS, 0, opening.nice)
+    _end_with_parent()
     backend = opening.source.open()
     worn_bytes = _limit_memory(opening.memory_bytes)
     wire.send(end, wire.Opened())
@@ -42,27 +48,35 @@ def main() -> int:
             return 0
         # The signal's default action ends the process even inside an engine that never returns.
         signal.setitimer(signal.ITIMER_REAL, job.timeout_s + GRACE_S)
-        code, message, held_bytes = judge(backend, job.spec, opening.grammar_bytes)
+        verdict = judge(backend, job.spec, opening)
         signal.setitimer(signal.ITIMER_REAL, 0)
         worn = address_space() > worn_bytes
-        wire.send(end, wire.Verdict(code, message[: wire.MAX_MESSAGE], held_bytes, worn))
+        wire.send(end, msgspec.structs.replace(verdict, worn=worn))
 
 
-def judge(backend: GrammarBackend, spec: GrammarSpec, most_bytes: int) -> tuple[str, str, int]:
-    """Compile a grammar. Returns a GrammarError's code and message, or two empty strings, and how
-    much memory the grammar holds."""
-    before = bytes_in_use()
+def judge(backend: GrammarBackend, spec: GrammarSpec, opening: wire.Open) -> wire.Verdict:
+    """Compile a grammar and rehearse its first tokens: what came of it, and how much memory it
+    holds."""
     try:
-        grammar = backend.compile(spec)
+        prepared = backend.prepare(spec)
+        before = bytes_in_use()
+        grammar = backend.build(prepared)
         held = max(bytes_in_use() - before, grammar.nbytes)
+        rehearse(grammar, opening.source.vocab_size)
     except GrammarError as error:
-        return error.code, error.message, 0
+        return _refused(error.code, error.message)
     except (MemoryError, RecursionError):
-        return *TOO_LARGE, 0
+        return _refused(*TOO_LARGE)
     except Exception:
         logger.exception("an engine failed on a grammar")
-        return "invalid_grammar", "the grammar cannot be compiled", 0
-    return (*TOO_LARGE, 0) if held > most_bytes else ("", "", held)
+        return _refused("invalid_grammar", "the grammar cannot be compiled")
+    if held > opening.grammar_bytes:
+        return _refused(*TOO_LARGE)
+    return wire.Verdict(prepared, held_bytes=held)
+
+
+def _refused(code: str, message: str) -> wire.Verdict:
+    return wire.Verdict(None, code, message[: wire.MAX_MESSAGE])
 
 
 def _take_stdin() -> socket.socket:
@@ -72,6 +86,12 @@ def _take_stdin() -> socket.socket:
         os.dup2(nothing.fileno(), sys.stdin.fileno())
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
     return end
+
+
+def _end_with_parent() -> None:
+    """Where the system can: a child that is made to rest cannot see that its parent is gone."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 def _limit_memory(more_bytes: int) -> int:

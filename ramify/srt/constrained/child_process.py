@@ -1,27 +1,39 @@
-"""The parent's handle of the process that tries grammars first (child.py)."""
+"""The parent's handle of the process that tries grammars first (child.py).
+
+A low priority alone does not keep a child off the cores that the model's threads share: each of
+them waits for the slowest, and that one for the end of the child's time slice. So a long compile
+rests while this process computes:
+
+    compile   |---- FREE_S ----|-run-|   rest   |-run-|   rest   |-run-| ... verdict
+"""
 
 import contextlib
 import os
+import select
+import signal
 import socket
 import subprocess
 import sys
+import time
 from dataclasses import dataclass
 
 from ramify.srt.constrained import child_wire as wire
-from ramify.srt.constrained.base import GrammarError
+from ramify.srt.constrained.base import GrammarError, Prepared
 from ramify.srt.errors import Unavailable
 from ramify.srt.grammar import GrammarSpec
 
 TOO_SLOW = "the grammar takes longer than {:g} s to compile"
 TOO_LARGE = "the grammar needs more memory or depth than one may have"
 BROKEN = "the grammar cannot be compiled"
+FREE_S, RUN_S, REST_S = 0.03, 0.004, 0.006
+BUSY = 0.5  # of a core: from here on this process computes
 EXIT_S = 1.0  # for a child that has closed its end to be gone
 
 
 @dataclass(frozen=True)
 class CompileLimits:
-    """What one grammar may cost. `start_s` is for the child to load; `nice` is how far it, and the
-    thread that compiles after it, step back behind what computes.
+    """What one grammar may cost. `start_s` is for the child to load; `nice` is how far it steps
+    back behind what computes.
 
     `memory_bytes` is how far the child's address space may grow beyond its size when loaded;
     `grammar_bytes` is what a compiled grammar may hold, as each running request may hold one.
@@ -74,14 +86,16 @@ class ChildProcess:
             self.end()
             raise Unavailable("grammars cannot be compiled: see the log", code="grammar") from error
 
-    def try_out(self, spec: GrammarSpec) -> int:
-        """Bytes that the grammar holds, once the child has compiled it and filled a first mask.
+    def try_out(self, spec: GrammarSpec) -> tuple[Prepared, int]:
+        """The grammar, to be built here, and the bytes that it holds: the child has built it.
 
         Raises GrammarError when it could not, or did not live to tell.
         """
         try:
+            ends = time.monotonic() + self._limits.timeout_s
             wire.send(self._end, wire.Compile(spec, self._limits.timeout_s), self._limits.timeout_s)
-            verdict = wire.receive(self._end, wire.Verdict, self._limits.timeout_s)
+            self._await(ends)
+            verdict = wire.receive(self._end, wire.Verdict, max(ends - time.monotonic(), 0.1))
         except TimeoutError as error:
             self.end()
             message = TOO_SLOW.format(self._limits.timeout_s)
@@ -90,9 +104,9 @@ class ChildProcess:
             raise self._cause_of_death() from error
         if verdict.worn:
             self.end()
-        if verdict.code:
+        if verdict.prepared is None:
             raise GrammarError(verdict.code, verdict.message)
-        return verdict.held_bytes
+        return verdict.prepared, verdict.held_bytes
 
     def kill(self) -> None:
         """End the process at once. Whoever waits for its answer gets an error."""
@@ -104,6 +118,21 @@ class ChildProcess:
         self._process.kill()
         self._process.wait()
         self._end.close()
+
+    def _await(self, ends: float) -> None:
+        """Return when there is something to read. Raises TimeoutError at the time `ends`."""
+        wait_s = FREE_S
+        while True:
+            used = time.process_time()
+            if select.select([self._end], [], [], wait_s)[0]:
+                return
+            if time.monotonic() >= ends:
+                raise TimeoutError
+            if time.process_time() - used > BUSY * wait_s:
+                self._process.send_signal(signal.SIGSTOP)
+                time.sleep(REST_S)
+                self._process.send_signal(signal.SIGCONT)
+            wait_s = RUN_S
 
     def _cause_of_death(self) -> GrammarError:
         """In a limited child a signal means memory or stack; an exit status, an engine's bug."""

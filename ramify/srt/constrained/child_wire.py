@@ -18,13 +18,13 @@ from typing import TypeVar
 
 import msgspec
 
-from ramify.srt.constrained.base import GrammarBackend
+from ramify.srt.constrained.base import GrammarBackend, Prepared
 from ramify.srt.constrained.vocabulary import Vocabulary
 from ramify.srt.grammar import GrammarSpec
 from ramify.srt.tokenization.tokenizer import Tokenizer
 
 LOADER = "ramify.srt.constrained.choose:load_backend"
-MAX_FRAME_BYTES = 4 * 2**20
+MAX_FRAME_BYTES = 2**26  # a table of an automaton may come back
 MAX_MESSAGE = 1000  # characters of an engine's words that reach a client
 LENGTH_BYTES = 4
 
@@ -76,12 +76,13 @@ class Compile(msgspec.Struct, frozen=True):
 
 
 class Verdict(msgspec.Struct, frozen=True):
-    """Whether a grammar compiles and has a first mask. `code` is empty if so, else GrammarError's.
+    """A grammar to build, that compiles and can be followed; or None, and GrammarError's words.
 
     `held_bytes` is the memory that it holds. `worn`: the child itself holds on to much of its
     memory; the next grammar should get a new one.
     """
 
+    prepared: Prepared | None
     code: str = ""
     message: str = ""
     held_bytes: int = 0

@@ -8,7 +8,7 @@ Nothing falls back: a grammar that its engine refuses is refused.
 
 import importlib.util
 
-from ramify.srt.constrained.base import CompiledGrammar, GrammarBackend
+from ramify.srt.constrained.base import CompiledGrammar, GrammarBackend, Prepared
 from ramify.srt.constrained.vocabulary import Vocabulary
 from ramify.srt.errors import ConfigError
 from ramify.srt.grammar import GrammarSpec, Kind
@@ -26,12 +26,15 @@ class AutoBackend:
         self._default = load_backend("llguidance", vocabulary)
         self._tags: GrammarBackend | None = None
 
-    def compile(self, spec: GrammarSpec) -> CompiledGrammar:
-        return self.of(spec).compile(spec)
+    def prepare(self, spec: GrammarSpec) -> Prepared:
+        return self.of(spec.kind).prepare(spec)
 
-    def of(self, spec: GrammarSpec) -> GrammarBackend:
-        """The backend that compiles this grammar. Raises ConfigError when it is not installed."""
-        if engine_of(self.name, spec.kind) == self._default.name:
+    def build(self, prepared: Prepared) -> CompiledGrammar:
+        return self.of(prepared.kind).build(prepared)
+
+    def of(self, kind: Kind) -> GrammarBackend:
+        """The backend for grammars of a kind. Raises ConfigError when it is not installed."""
+        if engine_of(self.name, kind) == self._default.name:
             return self._default
         if self._tags is None:
             self._tags = load_backend("xgrammar", self._vocabulary)

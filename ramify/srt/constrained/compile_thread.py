@@ -4,15 +4,14 @@
     this thread                             '-> child says yes -> compile-'
                                                 child says no, or was killed -> the error
 
-A compile that the child has lived through is short and lets go of the interpreter lock. To load an
-engine does neither: `warm_up` has that done before anybody waits.
+What the child has checked and built once is built here by native code, which lets go of the
+interpreter's lock. So this thread has no lower priority: it would hold the lock while it waits for
+the processor. To load an engine holds it for long: `warm_up` has that done before anybody waits.
 """
 
 import contextlib
 import logging
-import os
 import queue
-import sys
 import threading
 from dataclasses import dataclass
 
@@ -95,8 +94,6 @@ class CompileThread:
     # --- on the thread ---
 
     def _run(self) -> None:
-        if sys.platform == "linux":  # where a thread has a priority of its own
-            os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), self._limits.nice)
         while not self._closed:
             job = self._todo.get()
             if self._closed:
@@ -117,8 +114,8 @@ class CompileThread:
         """Compile one grammar. Never raises: others wait behind it."""
         try:
             child, backend = self._ready()
-            held_bytes = child.try_out(job.spec)
-            return Done(job.key, backend.compile(job.spec), held_bytes)
+            prepared, held_bytes = child.try_out(job.spec)
+            return Done(job.key, backend.build(prepared), held_bytes)
         except GrammarError as error:  # copied: without the frames that it came through
             return Done(job.key, GrammarError(error.code, error.message))
         except Unavailable as error:

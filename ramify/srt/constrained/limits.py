@@ -43,15 +43,16 @@ ONE = (
 )
 
 
-def check(spec: GrammarSpec) -> None:
-    """Raises GrammarError for a text that is malformed or asks for too much."""
+def check(spec: GrammarSpec) -> Any:
+    """What the text holds: the value of a kind that is JSON, else itself. Raises GrammarError for
+    one that is malformed or asks for too much."""
     if "\0" in spec.text:
         raise invalid("NUL characters are not allowed")
     try:
         spec.text.encode()
     except UnicodeEncodeError as error:
         raise invalid("lone surrogates are not allowed") from error
-    _CHECKS[spec.kind](spec.text)
+    return _CHECKS[spec.kind](spec.text)
 
 
 def invalid(message: str) -> GrammarError:
@@ -67,14 +68,16 @@ def _at_most(what: str, found: int, limit: int) -> None:
         raise too_large(f"{what}: {found}, at most {limit} are allowed")
 
 
-def check_regex(text: str, name: str = "regex", limit: int = REGEX_BYTES) -> None:
-    """Length, brackets and repeats of a regular expression. Its syntax is the engine's to judge."""
+def check_regex(text: str, name: str = "regex", limit: int = REGEX_BYTES) -> str:
+    """The text itself. Raises GrammarError for its length, brackets or repeats; its syntax is the
+    engine's to judge."""
     _at_most(f"bytes in the {name}", len(text.encode()), limit)
     _at_most(f"nested brackets in the {name}", bracket_depth(text), BRACKETS)
     for bounds in re.findall(r"\{(\d+)(?:,(\d*))?\}", text):
         for bound in filter(None, bounds):
             if len(bound) > 7 or int(bound) > REPEAT:
                 raise too_large(f"a repeat in the {name} is over {REPEAT}")
+    return text
 
 
 def bracket_depth(text: str) -> int:
@@ -89,18 +92,20 @@ def bracket_depth(text: str) -> int:
     return deepest
 
 
-def _check_grammar(text: str) -> None:
+def _check_grammar(text: str) -> str:
     if not text.strip():
         raise invalid("the grammar is empty")
     _at_most("bytes in the grammar", len(text.encode()), GRAMMAR_BYTES)
     _at_most("nested brackets in the grammar", bracket_depth(text), BRACKETS)
+    return text
 
 
-def _check_lark(text: str) -> None:
+def _check_lark(text: str) -> str:
     _check_grammar(text)
     plain = re.sub(r'"(?:\\.|[^"\\\n])*"|/(?:\\.|[^/\\\n])+/|//[^\n]*', " ", text)
     if "<" in plain:
         raise invalid(f"special tokens <...> are not allowed ({_line(plain, '<')})")
+    return text
 
 
 def _line(text: str, needle: str) -> str:
@@ -255,11 +260,12 @@ def _check_pattern(at: str, pattern: Any) -> None:
     check_regex(pattern, f"pattern at {at}", PATTERN_BYTES)
 
 
-def _check_tag(text: str) -> None:
+def _check_tag(text: str) -> dict[str, Any]:
     found = parse_json(text, "the structural tag", SCHEMA_BYTES)
     if not isinstance(found, dict):
         raise invalid("a structural tag is a JSON object")
     _check_size(found)
+    return found
 
 
 _CHECKS: dict[Kind, Callable[[str], object]] = {

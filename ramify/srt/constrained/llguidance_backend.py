@@ -18,7 +18,7 @@ import llguidance
 from llguidance import LLMatcher
 
 from ramify.srt.constrained import ebnf, limits, llguidance_errors
-from ramify.srt.constrained.base import GrammarError, Row
+from ramify.srt.constrained.base import GrammarError, Prepared, Row
 from ramify.srt.constrained.idle import without_idle
 from ramify.srt.constrained.steps import StepsGrammar
 from ramify.srt.constrained.vocabulary import Vocabulary
@@ -176,31 +176,35 @@ class LLGuidanceBackend:
             llguidance.TokenizerWrapper(_Tokens(vocabulary)), eos_token=list(vocabulary.end_ids)
         )
 
-    def compile(self, spec: GrammarSpec) -> StepsGrammar:
+    def prepare(self, spec: GrammarSpec) -> Prepared:
+        return Prepared(spec.kind, _source(spec, limits.check(spec)))
+
+    def build(self, prepared: Prepared) -> StepsGrammar:
         """Compiles, and computes the first mask, which is where an empty language shows."""
-        limits.check(spec)
-        source = _source(spec)
-        master = Master(self._tokenizer, source)
+        master = Master(self._tokenizer, prepared.text)
         if master.engine.is_error():
-            raise llguidance_errors.error(master.engine.get_error(), spec.kind)
+            raise llguidance_errors.error(master.engine.get_error(), prepared.kind)
         return StepsGrammar(
             LLGuidanceSteps(master, self.vocabulary),
             self.vocabulary,
-            BYTES_AT_LEAST + BYTES_PER_CHARACTER * len(source),
+            BYTES_AT_LEAST + BYTES_PER_CHARACTER * len(prepared.text),
             llguidance_errors.unenforced(master.engine.get_grammar_warnings()),
         ).checked()
 
 
-def _source(spec: GrammarSpec) -> str:
-    """The grammar as llguidance takes it. Raises GrammarError."""
+def _source(spec: GrammarSpec, value: Any) -> str:
+    """The grammar as llguidance takes it; `value` is what its text holds. Raises GrammarError."""
     if spec.kind == "regex":
         return LLMatcher.grammar_from_regex(spec.text)
     if spec.kind == "json_schema":
         options = JSON_OPTIONS if spec.strict else LENIENT_OPTIONS
-        value = without_idle(limits.schema(spec.text))
-        return LLMatcher.grammar_from_json_schema(value, overrides=cast(Any, options))
+        try:
+            schema = without_idle(value)
+            return LLMatcher.grammar_from_json_schema(schema, overrides=cast(Any, options))
+        except ValueError as error:
+            raise limits.too_large("the schema holds a number that is too large") from error
     if spec.kind == "choice":
-        literals = (json.dumps(choice, ensure_ascii=False) for choice in limits.choices(spec.text))
+        literals = (json.dumps(choice, ensure_ascii=False) for choice in value)
         return LLMatcher.grammar_from_lark("start: " + " | ".join(literals))
     if spec.kind == "ebnf":
         return LLMatcher.grammar_from_lark(ebnf.to_lark(spec.text))

@@ -15,14 +15,16 @@ What it does otherwise than the contract, and this adapter hides or refuses:
 import json
 import re
 from dataclasses import dataclass
+from typing import Any
 
+import msgspec
 import numpy as np
 import numpy.typing as npt
 import outlines_core  # type: ignore[import-untyped]
 from outlines_core import json_schema
 
 from ramify.srt.constrained import limits, unkept
-from ramify.srt.constrained.base import Row
+from ramify.srt.constrained.base import Prepared, Row
 from ramify.srt.constrained.idle import without_idle
 from ramify.srt.constrained.limits import invalid, too_large
 from ramify.srt.constrained.steps import StepsGrammar, only_ways
@@ -54,6 +56,22 @@ class Table:
     def nbytes(self) -> int:
         """Bytes of the arrays."""
         return sum(array.nbytes for array in (*self.tokens, *self.nexts)) + self.ends.nbytes
+
+    def pack(self) -> bytes:
+        """Plain bytes, for another process."""
+        sizes = np.array([len(row) for row in self.tokens], np.int32)
+        columns = [np.concatenate(rows) for rows in (self.tokens, self.nexts)]
+        return msgspec.msgpack.encode([a.tobytes() for a in (sizes, *columns, self.ends)])
+
+    @staticmethod
+    def unpack(data: bytes) -> "Table":
+        """What `pack` packed."""
+        sizes, tokens, nexts, ends = msgspec.msgpack.decode(
+            data, type=tuple[bytes, bytes, bytes, bytes]
+        )
+        cuts = np.cumsum(np.frombuffer(sizes, np.int32))[:-1]
+        columns = [np.split(np.frombuffer(column, np.int32), cuts) for column in (tokens, nexts)]
+        return Table(tuple(columns[0]), tuple(columns[1]), np.frombuffer(ends, np.bool_))
 
     def next(self, state: int, token: int) -> int | None:
         """The state behind a token, None if it may not come."""
@@ -113,17 +131,21 @@ class OutlinesBackend:
         # It wants an end token that is none of these, and adds it where a state is final.
         self._tokens = outlines_core.Vocabulary(vocabulary.size + 1, by_piece)
 
-    def compile(self, spec: GrammarSpec) -> StepsGrammar:
-        limits.check(spec)
-        regex, unenforced = _regex(spec)
+    def prepare(self, spec: GrammarSpec) -> Prepared:
+        """Makes the table too: the engine may hang or die, and what it gives is slow to read."""
+        regex, unenforced = _regex(spec, limits.check(spec))
         check_repeats(regex)
         try:
             index = outlines_core.Index(f"(?:{regex})\\x{{10FFFF}}", self._tokens)
         except ValueError as error:
             raise invalid(_message(error)) from error
         table = make_table(index.get_transitions(), index.get_initial_state(), self.vocabulary.size)
+        return Prepared(spec.kind, data=table.pack(), unenforced=unenforced)
+
+    def build(self, prepared: Prepared) -> StepsGrammar:
+        table = Table.unpack(prepared.data)
         start = OutlinesSteps(table, self.vocabulary)
-        return StepsGrammar(start, self.vocabulary, table.nbytes, unenforced).checked()
+        return StepsGrammar(start, self.vocabulary, table.nbytes, prepared.unenforced).checked()
 
 
 def make_table(transitions: dict[int, dict[int, int]], start: int, sentinel: int) -> Table:
@@ -165,14 +187,16 @@ def _leading_to(ends: set[int], transitions: dict[int, dict[int, int]], sentinel
     return live
 
 
-def _regex(spec: GrammarSpec) -> tuple[str, tuple[str, ...]]:
-    """The regular expression of a spec, and what it lets go. Raises GrammarError."""
+def _regex(spec: GrammarSpec, value: Any) -> tuple[str, tuple[str, ...]]:
+    """The regular expression of a spec, whose text holds `value`, and what it lets go.
+
+    Raises GrammarError."""
     if spec.kind == "regex":
         return unkept.without_anchors(spec.text), ()
     if spec.kind == "choice":
-        return "|".join(map(_quoted, limits.choices(spec.text))), ()
+        return "|".join(map(_quoted, value)), ()
     if spec.kind == "json_schema":
-        schema = without_idle(limits.schema(spec.text))
+        schema = without_idle(value)
         unenforced = unkept.unenforced(schema, spec.strict, "outlines", NOT_KEPT)
         try:
             regex = json_schema.build_regex_from_schema(json.dumps(schema), whitespace_pattern="")

@@ -13,12 +13,13 @@ import importlib.metadata
 import json
 import re
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any
 
 import xgrammar
 
 from ramify.srt.constrained import ebnf, limits, unkept
-from ramify.srt.constrained.base import GrammarError, Row
+from ramify.srt.constrained.base import GrammarError, Prepared, Row
 from ramify.srt.constrained.idle import without_idle
 from ramify.srt.constrained.limits import invalid
 from ramify.srt.constrained.steps import StepsGrammar, only_ways
@@ -80,41 +81,44 @@ class XGrammarBackend:
         )
         self._compiler = xgrammar.GrammarCompiler(tokens, max_threads=1, cache_enabled=False)
 
-    def compile(self, spec: GrammarSpec) -> StepsGrammar:
-        limits.check(spec)
+    def prepare(self, spec: GrammarSpec) -> Prepared:
+        value = limits.check(spec)
+        if spec.kind == "regex":
+            return Prepared(spec.kind, _regex(value))
+        if spec.kind == "choice":
+            return Prepared(spec.kind, _choice(value))
+        if spec.kind == "ebnf":
+            return Prepared(spec.kind, ebnf.without_dots(value))
+        if spec.kind == "json_schema":
+            schema = without_idle(value)
+            let_go = unkept.unenforced(schema, spec.strict, self.name)
+            return Prepared(spec.kind, json.dumps(schema), unenforced=let_go)
+        if spec.kind == "structural_tag":
+            tag = _tag(value)
+            schemas = _prepare(tag)
+            names = [unkept.unenforced(schema, spec.strict, self.name) for schema in schemas]
+            return Prepared(spec.kind, json.dumps(tag), unenforced=tuple(chain(*names)))
+        raise invalid(f"xgrammar has no {spec.kind}; llguidance has")
+
+    def build(self, prepared: Prepared) -> StepsGrammar:
         try:
-            compiled, unenforced = self._compile(spec)
+            compiled = self._compile(prepared)
         except RuntimeError as error:
-            raise _error(error, spec.kind) from error
+            raise _error(error, prepared.kind) from error
         start = XGrammarSteps(xgrammar.GrammarMatcher(compiled), self.vocabulary)
         size = int(compiled.memory_size_bytes)
-        return StepsGrammar(start, self.vocabulary, size, unenforced).checked()
+        return StepsGrammar(start, self.vocabulary, size, prepared.unenforced).checked()
 
-    def _compile(self, spec: GrammarSpec) -> tuple[xgrammar.CompiledGrammar, tuple[str, ...]]:
-        if spec.kind == "regex":
-            return self._compiler.compile_regex(_regex(spec.text)), ()
-        if spec.kind == "choice":
-            return self._compiler.compile_grammar(_choice(limits.choices(spec.text))), ()
-        if spec.kind == "ebnf":
-            return self._compiler.compile_grammar(ebnf.without_dots(spec.text)), ()
-        if spec.kind == "json_schema":
-            schema = without_idle(limits.schema(spec.text))
-            compiled = self._compiler.compile_json_schema(
-                json.dumps(schema),
-                any_whitespace=False,
-                separators=SEPARATORS,
-                strict_mode=False,
+    def _compile(self, prepared: Prepared) -> xgrammar.CompiledGrammar:
+        if prepared.kind == "regex":
+            return self._compiler.compile_regex(prepared.text)
+        if prepared.kind == "json_schema":
+            return self._compiler.compile_json_schema(
+                prepared.text, any_whitespace=False, separators=SEPARATORS, strict_mode=False
             )
-            return compiled, unkept.unenforced(schema, spec.strict, self.name)
-        if spec.kind == "structural_tag":
-            tag = _tag(json.loads(spec.text))
-            let_go = [
-                name
-                for schema in _prepare(tag)
-                for name in unkept.unenforced(schema, spec.strict, self.name)
-            ]
-            return self._compiler.compile_structural_tag(json.dumps(tag)), tuple(let_go)
-        raise invalid(f"xgrammar has no {spec.kind}; llguidance has")
+        if prepared.kind == "structural_tag":
+            return self._compiler.compile_structural_tag(prepared.text)
+        return self._compiler.compile_grammar(prepared.text)
 
 
 def _choice(choices: list[str]) -> str:

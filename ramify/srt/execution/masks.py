@@ -12,7 +12,6 @@ import torch
 from torch import Tensor
 
 from ramify.srt.constrained.base import GrammarError, Matcher, Row, words
-from ramify.srt.constrained.guard import fill_within
 
 
 @dataclass(frozen=True)
@@ -42,6 +41,6 @@ class MaskFiller:
 
 def _fill(matcher: Matcher, row: Row) -> str | None:
     try:
-        return None if fill_within(matcher, row) else "the grammar allows no token here"
+        return None if matcher.fill(row) else "the grammar allows no token here"
     except GrammarError as error:
         return error.message

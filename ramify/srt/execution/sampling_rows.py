@@ -5,6 +5,7 @@ from itertools import takewhile
 import torch
 from torch import Tensor
 
+from ramify.srt.constrained.guard import Guarded
 from ramify.srt.execution.random import uniform
 from ramify.srt.execution.sampler import Draw
 from ramify.srt.scheduling.plan import Enter
@@ -33,7 +34,7 @@ class SamplingRow:
             self._counts = torch.zeros(vocab_size)
             self._seen = torch.zeros(vocab_size, dtype=torch.bool)
             self._seen[torch.tensor(enter.prompt.tolist())] = True
-        self.matcher = None if enter.grammar is None else enter.grammar.new_matcher()
+        self.matcher = None if enter.grammar is None else Guarded(enter.grammar.new_matcher())
         for token in enter.output:
             self.note(token)
             assert self.matcher is None or self.matcher.accept(token), "the output left its grammar"

@@ -79,6 +79,7 @@ def _build(
 ) -> EngineCore:
     began = time.monotonic()
     shape = ModelConfig.from_hf(folder.config(), folder.generation_config(), config.context_length)
+    grammars = _grammars(config, folder, shape)  # may load while the model does
     model = _model(config, folder, shape, device)
     gpu = device.free_and_total if device.is_cuda else None
     n_pages = pool_pages(config, shape, model.dtype, gpu)
@@ -110,7 +111,7 @@ def _build(
         clock or MonotonicClock(),
         overlap=config.overlap,
         files=files,
-        grammars=_grammars(config, folder, info),
+        grammars=grammars,
     )
 
 
@@ -143,14 +144,21 @@ def _runner(
     )
 
 
-def _grammars(config: EngineConfig, folder: ModelFolder, info: ModelInfo) -> GrammarManager | None:
+def _grammars(
+    config: EngineConfig, folder: ModelFolder, shape: ModelConfig
+) -> GrammarManager | None:
     """What compiles grammars; None without a tokenizer. Raises ConfigError."""
     if not folder.has_tokenizer:
         return None
     check_installed(config.grammar_backend)
-    return GrammarManager(
-        BackendSource(config.grammar_backend, str(folder.path), info.vocab_size, info.eos_token_ids)
+    manager = GrammarManager(
+        BackendSource(
+            config.grammar_backend, str(folder.path), shape.vocab_size, shape.eos_token_ids
+        )
     )
+    if config.grammar_warm_up:
+        manager.warm_up()
+    return manager
 
 
 def set_compute_threads(config: EngineConfig) -> None:
