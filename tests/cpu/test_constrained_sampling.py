@@ -84,7 +84,7 @@ def generate(grammar, seed, jump, **options):
     filler = MaskFiller(VOCABULARY.size)
     output = []
     while len(output) < LIMIT:
-        masks = filler.begin([state.matcher]).result()
+        masks = filler.fill([state.matcher])
         most = LIMIT - len(output) - 1 if jump else 0
         (done,) = draw(OPS, [Sampled(state, most)], logits(output)[None], masks)
         assert done.error is None

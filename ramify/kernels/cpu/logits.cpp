@@ -16,22 +16,18 @@ INLINE bf16 never<bf16>() {
     return {0xff80};
 }
 
-// 32 logits against one word of the mask: most words are all zeros or all ones.
+// n <= 32 logits against one word of the mask. Every logit is stored, so that this is one blend.
 template <class T>
 INLINE void mask_word(T* logits, uint32_t word, int n) {
-    if (word == 0) {
-        std::fill(logits, logits + n, never<T>());
-    } else if (word != ~0u) {
-        for (int bit = 0; bit < n; bit++)
-            if (!(word >> bit & 1)) logits[bit] = never<T>();
-    }
+    for (int bit = 0; bit < n; bit++) logits[bit] = word >> bit & 1 ? logits[bit] : never<T>();
 }
 
 template <class T>
 void mask_row(T* logits, const uint32_t* mask, int width, int words) {
-    int masked = std::min(width, words * WORD);
-    for (int at = 0; at < masked; at += WORD)
-        mask_word(logits + at, mask[at / WORD], std::min(WORD, masked - at));
+    int masked = std::min(width, words * WORD), at = 0;
+    for (; at + WORD <= masked; at += WORD)
+        if (mask[at / WORD] != ~0u) mask_word(logits + at, mask[at / WORD], WORD);
+    if (at < masked) mask_word(logits + at, mask[at / WORD], masked - at);
     std::fill(logits + masked, logits + width, never<T>());
 }
 

@@ -11,6 +11,7 @@ What it does otherwise than the contract, and this adapter hides:
 """
 
 import json
+from functools import lru_cache
 from itertools import takewhile
 from typing import Any, cast
 
@@ -44,6 +45,7 @@ JSON_OPTIONS: dict[str, Any] = {
 LENIENT_OPTIONS: dict[str, Any] = JSON_OPTIONS | {"lenient": True, "coerce_one_of": True}
 BYTES_PER_CHARACTER = 64  # of a compiled grammar; the engine does not say, its caches grow with use
 BYTES_AT_LEAST = 64 * 1024
+WRITTEN, SHORT = 4096, 64  # forced texts whose tokens are remembered; characters of the longest
 
 
 class _Tokens:
@@ -58,8 +60,11 @@ class _Tokens:
         self.tokens = [piece or b"<%d>" % i for i, piece in enumerate(vocabulary.pieces)]
         self.special_token_ids = [i for i, piece in enumerate(vocabulary.pieces) if not piece]
 
+        self._write = lru_cache(WRITTEN)(vocabulary.write)
+
     def __call__(self, text: str) -> list[int]:
-        return self._vocabulary.write(text)
+        """The tokens of a forced text, asked for in masks: the same few again and again."""
+        return self._write(text) if len(text) <= SHORT else self._vocabulary.write(text)
 
 
 class Master:

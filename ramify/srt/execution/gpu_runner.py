@@ -128,8 +128,8 @@ class GpuRunner:
         self._pool = pool
         self._mover = mover or PageMover(pool)
         self._eos_token_ids = eos_token_ids
-        self._masks = MaskFiller(model.config.vocab_size)
         self._rows: dict[str, GpuRow] = {}
+        self._masks = MaskFiller(model.config.vocab_size)
         self._free = list(range(max_requests - 1, -1, -1))
         self._min_items = device.attention_pieces(model.config.n_kv_heads)
         with torch.inference_mode():
@@ -169,7 +169,6 @@ class GpuRunner:
             if c.samples
         ]
         matchers = [w.row.grammar.matcher for w in wanted if w.row.grammar.matcher is not None]
-        filling = self._masks.begin(matchers)
         for item in wanted:
             self._histories.count_forced(item.row)
         decode = self._decode
@@ -181,7 +180,7 @@ class GpuRunner:
         scored = [_scored(self._rows[chunk.request_id], chunk) for chunk in chunks]
         asked = self._device.upload(np.flatnonzero(_asked(chunks, scored)))
         raw = logits[asked] if len(asked) else None  # as the model gave them, before any option
-        masks = None if filling is None else filling.result()
+        masks = self._masks.fill(matchers)
         adjust(self._model.ops, self._device, logits, wanted, self._histories, masks)
         if decode is not None:
             tokens = decode.sample(len(wanted))

@@ -117,12 +117,12 @@ class ModelRunner:
             share=self._share,
             min_items=self._min_items,
         )
-        masks = self._masks.begin(self._matchers(plan))
+        masks = self._masks.fill(self._matchers(plan))
         hidden = self.model.forward(step.inputs, self.pool)
         if not len(step.wanted_rows):
             return StepResult(tuple(ChunkResult(None) for _ in plan.chunks))
         logits = self.model.logits(hidden[step.wanted_rows])
-        return self._results(plan, logits, None if masks is None else masks.result())
+        return self._results(plan, logits, masks)
 
     def _matchers(self, plan: StepPlan) -> list[Matcher]:
         """Of the constrained rows that are sampled, in plan order."""
