@@ -165,6 +165,9 @@ def test_a_gated_grammar_is_the_same_behind_the_gate():
     gated = gates.before(grammar)
     assert (gated.nbytes, gated.unenforced, gated.vocabulary) == (7, ("x",), VOCABULARY)
     assert gates.before(grammar).end is gated.end, "what a vocabulary costs is paid once"
+    other = OnlyA()
+    other.vocabulary = Vocabulary((b"c", b"b", b"a", b""), (END,))
+    assert gates.before(other).end is not gated.end, "tokens of one mean nothing in another"
     first, second = gated.new_matcher(), gated.new_matcher()
     assert first.accept(BC)
     assert (first.thinking, second.thinking) == (False, True)
