@@ -10,6 +10,7 @@ from typing import Any, Protocol
 
 from ramify.frontend_api.schema import StreamOptions
 from ramify.srt.messages import TokenLogprob
+from ramify.srt.reasoning import Parts
 from ramify.srt.replies import ReplyAssembler
 
 LEAST_LOGPROB = -9999.0  # stands for minus infinity, which JSON does not have
@@ -124,7 +125,13 @@ def usage(replies: Replies, n: int) -> dict[str, Any]:
         "completion_tokens": completion,
         "total_tokens": prompt + completion,
         "prompt_tokens_details": {"cached_tokens": cached},
-    }
+    } | _reasoning_details(replies)
+
+
+def _reasoning_details(replies: Replies) -> dict[str, Any]:
+    """How many tokens are thinking; no field where none was expected."""
+    counts = [reply.reasoning_tokens for reply in replies if reply.submit.reasoning]
+    return {"completion_tokens_details": {"reasoning_tokens": sum(counts)}} if counts else {}
 
 
 def unenforced(replies: Replies) -> dict[str, Any]:
@@ -231,16 +238,24 @@ class CompletionAnswer:
 
 
 class ChatAnswer:
-    """/v1/chat/completions."""
+    """/v1/chat/completions. With `separate_reasoning`, an answer that begins with thinking has that
+    as `reasoning_content`."""
 
     kind = "chat.completion"
     chunk_kind = "chat.completion.chunk"
 
     def __init__(
-        self, envelope: Envelope, replies: Replies, tokens: TokenReader | None, logprobs: bool
+        self,
+        envelope: Envelope,
+        replies: Replies,
+        tokens: TokenReader | None,
+        logprobs: bool,
+        *,
+        separate_reasoning: bool = True,
     ) -> None:
         self._envelope, self._replies = envelope, replies
         self._tokens, self._logprobs = tokens, logprobs
+        self._splitters = [reply.splitter() if separate_reasoning else None for reply in replies]
         self._told = [_Told() for _ in replies]
 
     def moved(self, place: int) -> list[dict[str, Any]]:
@@ -249,9 +264,12 @@ class ChatAnswer:
         if not told.opened:
             told.opened = True
             events.append(self._chunk(place, {"role": "assistant", "content": ""}))
-        text, logprobs = reply.delta(), self._new_logprobs(place)
-        if text or logprobs:
-            events.append(self._chunk(place, {"content": text}, logprobs))
+        parts, logprobs = self._new_parts(place), self._new_logprobs(place)
+        if parts.reasoning:
+            events.append(self._chunk(place, {"reasoning_content": parts.reasoning}, logprobs))
+            logprobs = None
+        if parts.content or logprobs:
+            events.append(self._chunk(place, {"content": parts.content}, logprobs))
         if reply.finished is not None:
             events.append(self._chunk(place, {}, ending=ending(reply)))
         return events
@@ -263,7 +281,7 @@ class ChatAnswer:
         choices = [
             {
                 "index": place,
-                "message": {"role": "assistant", "content": reply.text, "refusal": None},
+                "message": self._message(place),
                 "logprobs": self._new_logprobs(place),
             }
             | ending(reply)
@@ -272,6 +290,20 @@ class ChatAnswer:
         body = self._envelope.body(self.kind, choices)
         counts = {"usage": usage(self._replies, self._envelope.n)}
         return body | counts | unenforced(self._replies)
+
+    def _message(self, place: int) -> dict[str, Any]:
+        parts = self._new_parts(place)
+        message = {"role": "assistant", "content": parts.content, "refusal": None}
+        separate = self._splitters[place] is not None
+        return message | ({"reasoning_content": parts.reasoning or None} if separate else {})
+
+    def _new_parts(self, place: int) -> Parts:
+        """The text since the last time, by kind. What a splitter holds comes at the end."""
+        reply, splitter = self._replies[place], self._splitters[place]
+        if splitter is None:
+            return Parts("", reply.delta())
+        new = splitter.push(reply.delta())
+        return new.with_more(splitter.finish()) if reply.finished is not None else new
 
     def _chunk(
         self,

@@ -102,6 +102,7 @@ def _check_alone(request: GenerateRequest, rename: Rename) -> None:
         ("logprob_start_len", "logprob_start"),
         ("top_logprobs_num", "top_logprobs"),
         ("return_text_in_logprobs", "return_text_in_logprobs"),
+        ("require_reasoning", "reasoning"),
     ):
         given[name], usual[name] = getattr(request, field), getattr(plain, field)
     for name, value in given.items():

@@ -60,10 +60,17 @@ async def chat_completions(request: Request, service: Serving) -> Response:
     body = await bodies.read(request, ChatBody)
     service.check_model(body.model)
     ids = await _chat_ids(service, body)
-    chat = await translated(body, lambda: translate.chat_request(body, ids))
+    parser = service.info.reasoning_parser
+    chat = await translated(body, lambda: translate.chat_request(body, ids, parser))
     made = f"chatcmpl-{new_id()}"
     job = await prepare(service, [chat], translate.chat_name(body), made=made, rid=body.rid)
-    answer = ChatAnswer(_envelope(body, made), job.replies, service.tokenizer, body.logprobs)
+    answer = ChatAnswer(
+        _envelope(body, made),
+        job.replies,
+        service.tokenizer,
+        body.logprobs,
+        separate_reasoning=body.separate_reasoning,
+    )
     return await respond(request, service, job, answer, stream=body.stream)
 
 
@@ -79,6 +86,7 @@ async def _chat_ids(service: Service, body: ChatBody) -> list[int]:
             messages,
             add_generation_prompt=body.add_generation_prompt,
             continue_final_message=body.continue_final_message,
+            **translate.template_variables(body),
         )
         most = MAX_CHARS_PER_TOKEN * service.info.context_length
         if len(text) > most:

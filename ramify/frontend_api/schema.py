@@ -7,36 +7,37 @@ field is refused too: what would be ignored in silence is a wrong answer that lo
 `null` means "not given", for every field.
 """
 
-from collections.abc import Callable
 from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import (
-    AfterValidator,
     BaseModel,
     ConfigDict,
     Field,
-    PlainValidator,
     field_validator,
     model_validator,
 )
 from pydantic_core import PydanticCustomError
 
-from ramify.srt.intake import (
-    MAX_DURATION_S,
-    MAX_PRIORITY,
-    MAX_PROGRAM_ID_CHARS,
-    MAX_TREE_NODES,
+from ramify.frontend_api.field_types import (
+    Accepts,
+    Duration,
+    FlatIds,
+    Identifier,
+    Ids,
+    LogitBias,
+    Priority,
+    ProgramId,
+    Prompt,
+    Salt,
+    Text,
 )
+from ramify.srt.intake import MAX_TREE_NODES
 
-MAX_ID_CHARS = 256
 MAX_MESSAGES = 8192
 MAX_PARTS = 1024
 MAX_TOP_LOGPROBS = 20
 MAX_COMPLETION_LOGPROBS = 5
-UINT32 = 2**32
 BEAM_OPTIONS = ("beam_width", "length_penalty", "early_stopping")  # of the sampling_params
-
-Accepts = Callable[[Any], bool]
 
 
 def anything(value: Any) -> bool:
@@ -76,12 +77,9 @@ CHAT_NO_OPS: dict[str, Accepts] = OPENAI_NO_OPS | {
     "audio": only(),
     "prediction": only(),
     "web_search_options": only(),
-    "reasoning_effort": only("none"),
     "verbosity": only("medium"),
-    "separate_reasoning": only(True),
     "stream_reasoning": only(True),
     "chat_template": only(),
-    "chat_template_kwargs": only({}),
 }
 MESSAGE_NO_OPS: dict[str, Accepts] = {
     "refusal": only(""),
@@ -124,66 +122,9 @@ def wrong(param: str, message: str, code: str = "invalid_value") -> PydanticCust
 # --- building blocks ----------------------------------------------------------------------------
 
 
-def _texts(value: Any) -> bool:
-    """True for a string or a list of strings."""
-    if isinstance(value, list):
-        return bool(value) and all(type(item) is str for item in value)
-    return isinstance(value, str)
-
-
-def _ids(value: Any) -> bool:
-    """True for a list of token ids or a list of such lists. The model's width is checked later."""
-    if not isinstance(value, list) or not value:
-        return False
-    if isinstance(value[0], list):
-        return all(_flat_ids(item) for item in value)
-    return _flat_ids(value)
-
-
-def _flat_ids(value: Any) -> bool:
-    if not isinstance(value, list) or not value:
-        return False
-    return all(type(item) is int and 0 <= item < UINT32 for item in value)
-
-
 def _check_one(text: object, input_ids: object) -> None:
     if (text is None) == (input_ids is None):
         raise wrong("text", "give exactly one of text and input_ids")
-
-
-def _takes(right: str, *accepts: Accepts) -> PlainValidator:
-    """A check by hand: a union of types would try, and report, all of its branches."""
-
-    def check(value: Any) -> Any:
-        if not any(accept(value) for accept in accepts):
-            raise ValueError(f"takes {right}, not empty")
-        return value
-
-    return PlainValidator(check)
-
-
-TEXTS = "a string or a list of strings"
-IDS = "a list of token ids or a list of such lists"
-Text = Annotated[str | list[str], _takes(TEXTS, _texts)]
-Ids = Annotated[list[int] | list[list[int]], _takes(IDS, _ids)]
-FlatIds = Annotated[list[int], _takes("a list of token ids", _flat_ids)]
-Prompt = Annotated[
-    str | list[str] | list[int] | list[list[int]], _takes(f"{TEXTS}, or {IDS}", _texts, _ids)
-]
-Identifier = Annotated[str, Field(min_length=1, max_length=MAX_ID_CHARS)]
-Salt = Annotated[str, Field(max_length=MAX_ID_CHARS)]
-Priority = Annotated[int, Field(ge=-MAX_PRIORITY, le=MAX_PRIORITY)]
-ProgramId = Annotated[str, Field(max_length=MAX_PROGRAM_ID_CHARS)]
-Duration = Annotated[float, Field(gt=0, le=MAX_DURATION_S)]
-
-
-def _bias(value: dict[str, float]) -> dict[str, float]:
-    if not all(key.isascii() and key.isdigit() and len(key) <= 10 for key in value):
-        raise ValueError("takes an object from token ids, as strings of digits, to numbers")
-    return value
-
-
-LogitBias = Annotated[dict[str, float], Field(max_length=1024), AfterValidator(_bias)]
 
 
 class StreamOptions(Body):
@@ -216,6 +157,7 @@ class GenerateBody(Body):
     logprob_start_len: int | list[int] = -1
     top_logprobs_num: int | list[int] = 0
     return_text_in_logprobs: bool = False
+    require_reasoning: bool | list[bool] = False
     extra_key: Salt = ""
     cache_salt: Salt = ""
     priority: Priority = 0
@@ -368,8 +310,15 @@ class ChatMessage(Body):
 
     role: Literal["system", "developer", "user", "assistant", "tool"]
     content: str | Annotated[list[TextPart], Field(min_length=1, max_length=MAX_PARTS)]
+    reasoning_content: str | None = None
     name: Identifier | None = None
     tool_call_id: Identifier | None = None
+
+
+class TemplateOptions(Body):
+    """What a client may tell the chat template."""
+
+    enable_thinking: bool | None = None
 
 
 class ChatBody(Sampled):
@@ -384,6 +333,15 @@ class ChatBody(Sampled):
     top_logprobs: Annotated[int, Field(ge=0, le=MAX_TOP_LOGPROBS)] = 0
     add_generation_prompt: bool = True
     continue_final_message: bool = False
+    separate_reasoning: bool = True
+    reasoning_effort: Literal["none"] | None = None
+    chat_template_kwargs: TemplateOptions = TemplateOptions()
+
+    @property
+    def enable_thinking(self) -> bool | None:
+        """What the client says of thinking; None: what the model's template does by itself."""
+        said = self.chat_template_kwargs.enable_thinking
+        return False if said is None and self.reasoning_effort == "none" else said
 
     @model_validator(mode="after")
     def _one_way_to_say_it(self) -> Self:
@@ -391,6 +349,8 @@ class ChatBody(Sampled):
             raise wrong("max_tokens", "give only one of max_tokens and max_completion_tokens")
         if self.top_logprobs and not self.logprobs:
             raise wrong("top_logprobs", "top_logprobs needs logprobs to be true")
+        if self.reasoning_effort == "none" and self.chat_template_kwargs.enable_thinking:
+            raise wrong("reasoning_effort", "reasoning_effort is none, but thinking is enabled")
         if self.continue_final_message and self.messages[-1].role != "assistant":
             raise wrong(
                 "continue_final_message",

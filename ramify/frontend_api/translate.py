@@ -27,6 +27,7 @@ from ramify.srt.intake import (
     generate_requests,
     sampling_params,
 )
+from ramify.srt.reasoning import PARSERS, Markers
 from ramify.srt.sampling_params import SamplingParams
 
 Rename = Callable[[str], str]
@@ -151,6 +152,7 @@ def native_requests(body: GenerateBody, max_batch: int) -> tuple[list[GenerateRe
             logprob_start_len=body.logprob_start_len,
             top_logprobs_num=body.top_logprobs_num,
             return_text_in_logprobs=body.return_text_in_logprobs,
+            require_reasoning=body.require_reasoning,
             **_scheduling(body),
         )
     except InvalidRequest as error:
@@ -215,7 +217,9 @@ def completion_name(param: str) -> str:
     return (OPENAI_NAMES | names | {"beam_width": "n"}).get(param, param)
 
 
-def chat_request(body: ChatBody, prompt_ids: Sequence[int]) -> GenerateRequest:
+def chat_request(
+    body: ChatBody, prompt_ids: Sequence[int], reasoning_parser: str | None = None
+) -> GenerateRequest:
     """The request of a chat body whose messages became `prompt_ids`."""
     limit = body.max_tokens if body.max_completion_tokens is None else body.max_completion_tokens
     return GenerateRequest(
@@ -225,8 +229,22 @@ def chat_request(body: ChatBody, prompt_ids: Sequence[int]) -> GenerateRequest:
         return_logprob=body.logprobs,
         top_logprobs=body.top_logprobs,
         grammar=_grammar(body),
+        reasoning=reasoning_parser is not None and _thinks(body, PARSERS[reasoning_parser]),
         **_scheduling(body),
     )
+
+
+def _thinks(body: ChatBody, markers: Markers) -> bool:
+    """Whether the answer begins with thinking. A message to continue may have ended it."""
+    if body.enable_thinking is False:
+        return False
+    return not (body.continue_final_message and markers.end in _content(body.messages[-1]))
+
+
+def template_variables(body: ChatBody) -> dict[str, Any]:
+    """What the chat template is told beside the messages."""
+    said = body.enable_thinking
+    return {} if said is None else {"enable_thinking": said}
 
 
 def chat_name(body: ChatBody) -> Rename:
@@ -238,14 +256,15 @@ def chat_name(body: ChatBody) -> Rename:
 def chat_messages(messages: Sequence[ChatMessage]) -> list[dict[str, Any]]:
     """Messages as a chat template reads them: text parts of one message are joined by a line."""
     return [
-        message.model_dump(exclude={"content"}, exclude_none=True)
-        | {
-            "content": message.content
-            if isinstance(message.content, str)
-            else "\n".join(part.text for part in message.content)
-        }
+        message.model_dump(exclude={"content"}, exclude_none=True) | {"content": _content(message)}
         for message in messages
     ]
+
+
+def _content(message: ChatMessage) -> str:
+    if isinstance(message.content, str):
+        return message.content
+    return "\n".join(part.text for part in message.content)
 
 
 def _limit_name(body: ChatBody) -> str:

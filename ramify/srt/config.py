@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, fields
 from typing import Any
 
 from ramify.srt.errors import ConfigError
+from ramify.srt.reasoning import NAMES as REASONING_PARSERS
 
 EVICTION_POLICIES = ("lru", "lfu", "slru", "fifo", "priority", "cost")
 SCHEDULE_POLICIES = ("lpm", "fcfs", "dfs-weight", "priority", "lof", "random", "program")
@@ -137,6 +138,12 @@ class EngineConfig:
         "grammar",
     )
     jump_forward: bool = option(True, "take forced tokens without sampling them", "grammar")
+    reasoning_parser: str | None = option(
+        None,
+        "how the model marks its thinking: told apart in chats, and free of their constraints",
+        "grammar",
+        REASONING_PARSERS,
+    )
     record_trace: str | None = option(
         None, "file for what arrives and what is answered, to be replayed", "scheduling"
     )
@@ -208,7 +215,7 @@ def check_engine(config: EngineConfig) -> None:
     _check_device(config)
     for item in fields(config):
         choices = item.metadata.get("choices")
-        if choices and getattr(config, item.name) not in choices:
+        if choices and getattr(config, item.name) not in (*choices, item.default):
             raise ConfigError(f"{item.name} must be one of {', '.join(choices)}")
 
 

@@ -102,8 +102,9 @@ class Engine:
         `sampling_params` take one constraint of the output: `regex`, `json_schema` or
         `structural_tag` (text or an object), `ebnf`. `options` are those of
         `intake.generate_requests`: `return_logprob`, `logprob_start_len`, `top_logprobs_num`,
-        `return_text_in_logprobs`, `namespace`, `priority`, `program_id`, `timeout_s`. Raises a
-        RequestError.
+        `return_text_in_logprobs`, `namespace`, `priority`, `program_id`, `timeout_s`,
+        `require_reasoning`: the output begins with thinking, to which the constraint does not
+        apply. Raises a RequestError.
         """
         call = self._call(prompt, sampling_params, input_ids, rid, options)
         if stream:
@@ -134,12 +135,21 @@ class Engine:
         self,
         messages: Sequence[dict[str, Any]],
         sampling_params: dict[str, Any] | None = None,
+        *,
+        enable_thinking: bool | None = None,
         **options: Any,
     ) -> Reply | list[Reply] | Iterator[Reply]:
-        """The reply to a conversation, put into the model's chat template. See `generate`."""
+        """The reply to a conversation, put into the model's chat template. See `generate`.
+
+        The template is told `enable_thinking`, if it is given. With a reasoning parser, and unless
+        it is False, `require_reasoning` is True if left out.
+        """
         if self._tokenizer is None or self._tokenizer.chat is None:
             raise InvalidRequest("this model has no chat template", param="messages")
-        text = self._tokenizer.chat.render(list(messages), add_generation_prompt=True)
+        told = {} if enable_thinking is None else {"enable_thinking": enable_thinking}
+        thinks = self._info.reasoning_parser is not None and enable_thinking is not False
+        options = {"require_reasoning": thinks} | options
+        text = self._tokenizer.chat.render(list(messages), add_generation_prompt=True, **told)
         ids = self._tokenizer.encode(text, add_special_tokens=False)
         return self.generate(sampling_params=sampling_params, input_ids=ids, **options)
 

@@ -15,7 +15,14 @@ from typing import Any, Protocol
 import msgspec
 
 from ramify.srt import constraints
-from ramify.srt.errors import InvalidRequest
+from ramify.srt.checks import (
+    check_bool,
+    check_duration,
+    check_int,
+    check_short,
+    check_unicode,
+    invalid,
+)
 from ramify.srt.grammar import GrammarSpec
 from ramify.srt.messages import ModelInfo, Submit, pack_ids
 from ramify.srt.sampling_params import MAX_SEED, SamplingParams
@@ -29,7 +36,6 @@ MAX_ID_CHARS = 256
 MAX_PRIORITY = 2**31 - 1
 MAX_PROGRAM_ID_CHARS = 128
 MAX_TREE_NODES = 1000
-MAX_DURATION_S = 86_400.0  # of a request's timeout and of a pin
 
 _FIELDS = {item.name: item for item in msgspec.structs.fields(SamplingParams)}
 _OPTION_FIELDS = {
@@ -41,6 +47,7 @@ _OPTION_FIELDS = {
     "priority": "priority",
     "program_id": "program_id",
     "timeout_s": "timeout_s",
+    "require_reasoning": "reasoning",
 }
 
 
@@ -57,7 +64,8 @@ class GenerateRequest:
     `logprob_start` is the first prompt position whose log-probability is wanted; -1: none, only
     those of the output. It and `top_logprobs` act only with `return_logprob`. `priority`,
     `program_id` and `timeout_s` are those of `Submit`. The output keeps to the `grammar`, whose
-    limits have been checked.
+    limits have been checked; with `reasoning` it begins with thinking, to which the grammar does
+    not apply.
     """
 
     text: str | None = None
@@ -72,6 +80,7 @@ class GenerateRequest:
     program_id: str = ""
     timeout_s: float | None = None
     grammar: GrammarSpec | None = None
+    reasoning: bool = False
 
 
 def seed_source(seed: int | None) -> Callable[[], int]:
@@ -87,8 +96,8 @@ def id_source(rid: object = None) -> Callable[[], str]:
     if rid is None:
         return lambda: uuid.uuid4().hex
     if not isinstance(rid, str) or not 1 <= len(rid) <= MAX_ID_CHARS:
-        raise _invalid("rid", f"must be a text of 1 to {MAX_ID_CHARS} characters")
-    _check_unicode("rid", rid)
+        raise invalid("rid", f"must be a text of 1 to {MAX_ID_CHARS} characters")
+    check_unicode("rid", rid)
     numbers = itertools.count()
     return lambda: f"{rid}_{i}" if (i := next(numbers)) else rid
 
@@ -121,7 +130,7 @@ def sampling_params(
     if raw is None:
         return defaults
     if not isinstance(raw, Mapping):
-        raise _invalid("sampling_params", "must be an object of options")
+        raise invalid("sampling_params", "must be an object of options")
     given = {name: _option(name, value) for name, value in raw.items() if _is_given(name, value)}
     return msgspec.structs.replace(defaults, **given)
 
@@ -131,12 +140,12 @@ def _is_given(name: object, value: object) -> bool:
         return False  # see `constraints.from_options`
     if name == "stop_regex":
         if value:
-            raise _invalid("stop_regex", "is not available: give the stop strings in stop")
+            raise invalid("stop_regex", "is not available: give the stop strings in stop")
         return False
     if name not in _FIELDS:
         near = difflib.get_close_matches(str(name), _FIELDS, 1)
         hint = f"; did you mean {near[0]}?" if near else ""
-        raise _invalid(str(name)[:64], f"is not a sampling option{hint}", code="unknown_parameter")
+        raise invalid(str(name)[:64], f"is not a sampling option{hint}", code="unknown_parameter")
     return value is not None or type(None) in getattr(_FIELDS[str(name)].type, "__args__", ())
 
 
@@ -147,9 +156,9 @@ def _option(name: str, value: object) -> Any:
     try:
         converted = msgspec.convert(value, _FIELDS[name].type, str_keys=name == "logit_bias")
     except msgspec.ValidationError as error:
-        raise _invalid(name, f"is of the wrong type: {error}") from error
+        raise invalid(name, f"is of the wrong type: {error}") from error
     for text in converted if name == "stop" else ():
-        _check_unicode(name, text)
+        check_unicode(name, text)
     return converted
 
 
@@ -169,23 +178,24 @@ def generate_requests(
 
     `text` is a string or a list of them, `input_ids` a list of ids or a list of such lists. Each
     of `sampling` (objects) and `options` (`namespace`, `return_logprob`, `logprob_start_len`,
-    `top_logprobs_num`, `return_text_in_logprobs`, `priority`, `program_id`, `timeout_s`) holds for
-    all prompts, or is a list with one for each; None means its default. Raises InvalidRequest.
+    `top_logprobs_num`, `return_text_in_logprobs`, `priority`, `program_id`, `timeout_s`,
+    `require_reasoning`) holds for all prompts, or is a list with one for each; None means its
+    default. Raises InvalidRequest.
     """
     if (text is None) == (input_ids is None):
-        raise _invalid("text", "or input_ids must be given, and not both")
+        raise invalid("text", "or input_ids must be given, and not both")
     name, prompts = ("text", text) if input_ids is None else ("input_ids", input_ids)
     single = not isinstance(prompts, list | tuple) or (
         name == "input_ids" and not (prompts and isinstance(prompts[0], list | tuple))
     )
     many: Sequence[Any] = [prompts] if single else prompts  # type: ignore[assignment]
     if not 1 <= len(many) <= max_batch:
-        raise _invalid(name, f"takes 1 to {max_batch} prompts, got {len(many)}")
+        raise invalid(name, f"takes 1 to {max_batch} prompts, got {len(many)}")
     size = None if single else len(many)
     params = _sampled(sampling, defaults, size)
     for key in options:
         if key not in _OPTION_FIELDS:
-            raise _invalid(key, "is not an option of a request", code="unknown_parameter")
+            raise invalid(key, "is not an option of a request", code="unknown_parameter")
     spread = {_OPTION_FIELDS[key]: _each(key, value, size) for key, value in options.items()}
     requests = []
     for i, prompt in enumerate(many):
@@ -213,7 +223,7 @@ def _each(name: str, value: Any, size: int | None) -> Sequence[Any]:
     if size is None or not isinstance(value, list | tuple):
         return [value] * (size or 1)
     if len(value) != size:
-        raise _invalid(name, f"must hold one entry for each of the {size} prompts")
+        raise invalid(name, f"must hold one entry for each of the {size} prompts")
     return value
 
 
@@ -231,19 +241,19 @@ def prefix_ids(
 
     A text's last token may be another one once the text goes on. Raises InvalidRequest.
     """
-    _check_short("namespace", namespace, MAX_NAMESPACE_CHARS)
+    check_short("namespace", namespace, MAX_NAMESPACE_CHARS)
     request = GenerateRequest(text=text, input_ids=input_ids)
     return pack_ids(tuple(_prompt_ids(request, tokenizer, info)))
 
 
 def check_ttl(ttl_s: float) -> None:
     """Raises InvalidRequest for a time that no prefix can be pinned for."""
-    _check_duration("ttl_s", ttl_s)
+    check_duration("ttl_s", ttl_s)
 
 
 def check_tree_limit(limit: int) -> None:
     """Raises InvalidRequest for a number of nodes that is not shown at once."""
-    _check_int("limit", limit, 1, MAX_TREE_NODES)
+    check_int("limit", limit, 1, MAX_TREE_NODES)
 
 
 def to_submits(
@@ -261,13 +271,15 @@ def to_submits(
     """
     request.sampling.validate(info.vocab_size)
     _check_extras(request)
+    if request.reasoning and info.reasoning_parser is None:
+        raise invalid("require_reasoning", "needs an engine with a reasoning_parser")
     if request.grammar is not None and tokenizer is None:
-        raise _invalid(request.grammar.param, "needs a tokenizer, and this model has none")
+        raise invalid(request.grammar.param, "needs a tokenizer, and this model has none")
     token_ids = _prompt_ids(request, tokenizer, info)
     most = _max_new_tokens(request.sampling, len(token_ids), info.context_length)
     if request.logprob_start >= len(token_ids):
         right = f"must be less than the {len(token_ids)} tokens of the prompt"
-        raise _invalid("logprob_start_len", f"{right}, got {request.logprob_start}")
+        raise invalid("logprob_start_len", f"{right}, got {request.logprob_start}")
     seed = request.sampling.sampling_seed
     seed = new_seed() if seed is None else seed
     packed = pack_ids(tuple(token_ids))
@@ -290,6 +302,7 @@ def to_submits(
             timeout_s=request.timeout_s,
             account=account,
             grammar=request.grammar,
+            reasoning=request.reasoning,
         )
         for i in range(request.sampling.n)
     ]
@@ -301,37 +314,20 @@ def _check_extras(request: GenerateRequest) -> None:
         ("top_logprobs_num", request.top_logprobs, 0, MAX_TOP_LOGPROBS),
         ("priority", request.priority, -MAX_PRIORITY, MAX_PRIORITY),
     ):
-        _check_int(name, value, low, high)
-    if type(request.return_logprob) is not bool:
-        raise _invalid("return_logprob", "must be true or false")
-    _check_short("namespace", request.namespace, MAX_NAMESPACE_CHARS)
-    _check_short("program_id", request.program_id, MAX_PROGRAM_ID_CHARS)
+        check_int(name, value, low, high)
+    check_bool("return_logprob", request.return_logprob)
+    check_bool("require_reasoning", request.reasoning)
+    check_short("namespace", request.namespace, MAX_NAMESPACE_CHARS)
+    check_short("program_id", request.program_id, MAX_PROGRAM_ID_CHARS)
     if request.timeout_s is not None:
-        _check_duration("timeout_s", request.timeout_s)
-
-
-def _check_int(name: str, value: int, low: int, high: int) -> None:
-    if type(value) is not int or not low <= value <= high:
-        raise _invalid(name, f"takes an integer from {low} to {high}, got {value!r:.40}")
-
-
-def _check_short(name: str, text: object, most: int) -> None:
-    if not isinstance(text, str) or len(text) > most:
-        raise _invalid(name, f"must be a text of at most {most} characters")
-    _check_unicode(name, text)
-
-
-def _check_duration(name: str, seconds: float) -> None:
-    if type(seconds) not in (int, float) or not 0 < seconds <= MAX_DURATION_S:
-        right = f"takes seconds, more than 0 and at most {MAX_DURATION_S:g}"
-        raise _invalid(name, f"{right}, got {seconds!r:.40}")
+        check_duration("timeout_s", request.timeout_s)
 
 
 def _prompt_ids(
     request: GenerateRequest, tokenizer: TextEncoder | None, info: ModelInfo
 ) -> Sequence[int]:
     if (request.text is None) == (request.input_ids is None):
-        raise _invalid("text", "or input_ids must be given, and not both")
+        raise invalid("text", "or input_ids must be given, and not both")
     if request.input_ids is not None:
         ids = _checked_ids(request.input_ids, info)
         name = "input_ids"
@@ -339,39 +335,39 @@ def _prompt_ids(
         ids = _tokenised(request.text, tokenizer, info)
         name = "text"
     if not ids:
-        raise _invalid(name, "must hold at least one token", code="empty_prompt")
+        raise invalid(name, "must hold at least one token", code="empty_prompt")
     _check_length(name, len(ids), info.context_length)
     return ids
 
 
 def _checked_ids(ids: Sequence[int], info: ModelInfo) -> Sequence[int]:
     if isinstance(ids, str | bytes) or not isinstance(ids, Sequence):
-        raise _invalid("input_ids", "must be a list of token ids")
+        raise invalid("input_ids", "must be a list of token ids")
     _check_length("input_ids", len(ids), info.context_length)
     for place, token_id in enumerate(ids):
         if type(token_id) is not int or not 0 <= token_id < info.vocab_size:
             right = f"takes integers from 0 to {info.vocab_size - 1}"
-            raise _invalid("input_ids", f"{right}, got {token_id!r:.40} at position {place}")
+            raise invalid("input_ids", f"{right}, got {token_id!r:.40} at position {place}")
     return ids
 
 
 def _tokenised(text: object, tokenizer: TextEncoder | None, info: ModelInfo) -> list[int]:
     if not isinstance(text, str):
-        raise _invalid("text", "must be a text")
+        raise invalid("text", "must be a text")
     if tokenizer is None:
-        raise _invalid("text", "cannot be read: this model has no tokenizer; send input_ids")
+        raise invalid("text", "cannot be read: this model has no tokenizer; send input_ids")
     most = MAX_CHARS_PER_TOKEN * info.context_length
     if len(text) > most:
         right = f"may hold at most {most} characters for a context of {info.context_length} tokens"
-        raise _invalid("text", f"{right}, got {len(text)}", code="context_length_exceeded")
-    _check_unicode("text", text)
+        raise invalid("text", f"{right}, got {len(text)}", code="context_length_exceeded")
+    check_unicode("text", text)
     return tokenizer.encode(text)
 
 
 def _check_length(name: str, length: int, context_length: int) -> None:
     if length >= context_length:
         what = f"holds {length} tokens, but the context is {context_length}"
-        raise _invalid(
+        raise invalid(
             name, f"{what}: send at most {context_length - 1}", code="context_length_exceeded"
         )
 
@@ -382,18 +378,7 @@ def _max_new_tokens(sampling: SamplingParams, prompt_length: int, context_length
     if most > room:
         what = f"of {most} and a prompt of {prompt_length} tokens exceed the context"
         right = f"of {context_length}; at most {room} fit"
-        raise _invalid("max_new_tokens", f"{what} {right}", code="context_length_exceeded")
+        raise invalid("max_new_tokens", f"{what} {right}", code="context_length_exceeded")
     if sampling.min_new_tokens > most:
-        raise _invalid("min_new_tokens", f"may be at most {most} here")
+        raise invalid("min_new_tokens", f"may be at most {most} here")
     return most
-
-
-def _check_unicode(name: str, text: str) -> None:
-    try:
-        text.encode()
-    except UnicodeEncodeError as error:
-        raise _invalid(name, "must be valid Unicode: it holds half of a surrogate pair") from error
-
-
-def _invalid(name: str, what: str, code: str = "invalid_value") -> InvalidRequest:
-    return InvalidRequest(f"{name} {what}", param=name, code=code)

@@ -46,7 +46,7 @@ class Submit(Message, frozen=True):
     under the priority policies. Requests of one `program_id` belong together; "" is a program of
     its own. With `timeout_s`, the request is ended that many seconds after its arrival. `account`
     names the API key that it came with: accounts share the engine fairly. An output keeps to the
-    `grammar`.
+    `grammar`, with `reasoning` from where its thinking ends.
     """
 
     request_id: str
@@ -61,6 +61,7 @@ class Submit(Message, frozen=True):
     timeout_s: float | None = None
     account: str = ""
     grammar: GrammarSpec | None = None
+    reasoning: bool = False
 
 
 class Abort(Message, frozen=True):
@@ -124,6 +125,7 @@ class ModelInfo(msgspec.Struct, frozen=True):
     weight_bytes: int
     kv_pool_tokens: int
     load_s: float
+    reasoning_parser: str | None = None  # a name in `reasoning.PARSERS`
 
 
 class Ready(Message, frozen=True):

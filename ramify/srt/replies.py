@@ -20,6 +20,7 @@ from ramify.srt.messages import (
     Tokens,
     TreeShown,
 )
+from ramify.srt.reasoning import PARSERS, Splitter
 from ramify.srt.tokenization.incremental import IncrementalDecoder
 from ramify.srt.tokenization.stopping import StopStrings
 from ramify.srt.tokenization.tokenizer import Tokenizer
@@ -48,6 +49,9 @@ class ReplyAssembler:
 
     An end token (an end-of-sequence or stop id) gives no text: whether it ended the request is
     known at the next message, so it is held until then. Without a tokenizer all text is "".
+
+    Of an output that begins with thinking the text is whole: markers are text too, special tokens
+    or not. `splitter` tells the two apart.
     """
 
     def __init__(
@@ -70,10 +74,16 @@ class ReplyAssembler:
         self._end_ids = {*sampling.stop_token_ids}
         self._end_ids.update(() if sampling.ignore_eos else info.eos_token_ids)
         self._held_id: int | None = None
+        self._markers = PARSERS[info.reasoning_parser or ""] if submit.reasoning else None
+        self._thinking = self.splitter()
+        self._reasoning_tokens = 0
         self._decoder: IncrementalDecoder | None = None
         if tokenizer is not None:
             self._decoder = IncrementalDecoder(
-                tokenizer, sampling.skip_special_tokens, sampling.spaces_between_special_tokens
+                tokenizer,
+                sampling.skip_special_tokens,
+                sampling.spaces_between_special_tokens,
+                kept=(self._markers.begin, self._markers.end) if self._markers else (),
             )
         self._stops = StopStrings(sampling.stop, sampling.no_stop_trim)
         self._matched_stop: str | None = None
@@ -113,7 +123,17 @@ class ReplyAssembler:
         if token_id in self._end_ids and not self.submit.sampling.no_stop_trim:
             self._held_id = token_id
         elif self._decoder is not None:
-            self._emit(self._decoder.push([token_id]))
+            text = self._decoder.push([token_id])
+            self._count_thinking(text)
+            self._emit(text)
+
+    def _count_thinking(self, text: str) -> None:
+        """Count up to the token that completes the end marker, or up to now."""
+        if self._thinking is not None:
+            before = self._thinking.thinking
+            self._thinking.push(text)
+            if before or self._thinking.thinking:
+                self._reasoning_tokens = len(self._output_ids)
 
     def _release_held(self) -> None:
         """The token after an end token shows that it ended nothing: it is text like any other."""
@@ -151,6 +171,21 @@ class ReplyAssembler:
         new = "".join(self._text[self._told :])
         self._told = len(self._text)
         return new
+
+    def splitter(self) -> Splitter | None:
+        """A new splitter for this text; None where no thinking is expected.
+
+        What a grammar does not apply to is thinking, whether it says so or not.
+        """
+        if self._markers is None:
+            return None
+        inside = self._markers.starts_inside or self.submit.grammar is not None
+        return Splitter(self._markers, inside=inside)
+
+    @property
+    def reasoning_tokens(self) -> int:
+        """How many of the `output_ids` are thinking, with its markers; 0 where none is expected."""
+        return self._reasoning_tokens
 
     @property
     def output_ids(self) -> list[int]:
@@ -235,6 +270,8 @@ class ReplyAssembler:
             meta["ttft"] = finished.ttft_s
             if self.submit.grammar is not None:
                 meta["unenforced_keywords"] = finished.unenforced
+        if self.submit.reasoning:
+            meta["reasoning_tokens"] = self._reasoning_tokens
         if self.submit.return_logprob:
             meta |= self._logprob_info()
         return meta
@@ -296,6 +333,7 @@ def model_info(
         "dtype": info.dtype,
         "device": info.device,
         "is_generation": True,
+        "reasoning_parser": info.reasoning_parser,
     }
 
 

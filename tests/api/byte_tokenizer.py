@@ -10,8 +10,11 @@ EOS = 1000  # the id that `fake_core` ends a sequence with
 CHAT = "{% for m in messages %}{{ m.content }}{% endfor %}"
 
 
-def byte_tokenizer() -> Tokenizer:
-    """Ids 0 to 255 are bytes, `EOS` is a special token, those between decode to a "?"."""
+def byte_tokenizer(*specials: str) -> Tokenizer:
+    """Ids 0 to 255 are bytes, `EOS` is a special token, those between decode to a "?".
+
+    More special tokens are behind `EOS`.
+    """
     printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
     others = [byte for byte in range(256) if byte not in printable]
     names = {byte: chr(byte) for byte in printable}
@@ -21,6 +24,6 @@ def byte_tokenizer() -> Tokenizer:
     backend = tokenizers.Tokenizer(models.BPE(vocab=vocab, merges=[]))
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     backend.decoder = decoders.ByteLevel()
-    backend.add_special_tokens(["<|end|>"])
+    backend.add_special_tokens(["<|end|>", *specials])
     assert backend.token_to_id("<|end|>") == EOS
     return Tokenizer(backend, eos_token_ids=(EOS,), chat=ChatTemplate(CHAT))

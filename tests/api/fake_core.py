@@ -31,6 +31,7 @@ from ramify.srt.messages import (
 
 VOCAB_SIZE = 1024
 EOS = 1000
+OPEN, CLOSE = (ord(brace) - ord("!") for brace in "{}")
 
 
 @dataclass(frozen=True)
@@ -45,12 +46,14 @@ class Knobs:
     reject_at: int = -1  # a prompt with this token is rejected, a prefix with it not pinned
     eos_after: int = -1  # every sequence ends by itself after so many tokens
     unusable: int = 0  # 1: loading fails with a ModelLoadError; 2: with a bug
+    parser: str = ""  # its reasoning parser; a prompt may then say what the answer is
 
 
 class FakeCore:
     """Answers a prompt whose last token is t with t + 1, t + 2, ... modulo `EOS`.
 
     The likeliest tokens at a place are the one taken and those after it, each less likely by 1.
+    With a parser, a prompt with braces is answered with what is between them.
     """
 
     def __init__(self, knobs: Knobs | None = None) -> None:
@@ -65,6 +68,7 @@ class FakeCore:
             weight_bytes=0,
             kv_pool_tokens=self.knobs.context_length,
             load_s=self.knobs.load_s,
+            reasoning_parser=self.knobs.parser or None,
         )
         self.running: dict[str, tuple[Submit, list[int], int]] = {}  # submit, prompt, made so far
         self.deadlines: dict[str, float] = {}
@@ -141,6 +145,9 @@ class FakeCore:
         made += 1
         self.running[request_id] = (submit, prompt, made)
         token = EOS if made == self.knobs.eos_after else (prompt[-1] + made) % EOS
+        if self.knobs.parser and CLOSE in prompt:
+            begin = prompt.index(OPEN) + 1
+            token = [*prompt[begin : prompt.index(CLOSE)], EOS][made - 1]
         top = [(-0.5 - i, (token + i) % (EOS + 1)) for i in range(max(1, submit.top_logprobs))]
         logprobs = [TokenLogprob(-0.5, token, top)] if submit.return_logprob else None
         out: list[ToFrontend] = [Tokens(request_id, [token], 0, logprobs)]

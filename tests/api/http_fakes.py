@@ -36,6 +36,9 @@ from ramify.srt.weights.source import ModelFolder
 TEMPLATE = (
     "{% for m in messages %}{% if m.role == 'tool' %}{{ raise_exception('no tools here') }}"
     "{% endif %}<{{ m.role }}>{{ m.content }}<end>{% endfor %}"
+    "{% if enable_thinking is false %}<nothink>{% endif %}"
+    "{% for m in messages %}{% if m.reasoning_content %}({{ m.reasoning_content }}){% endif %}"
+    "{% endfor %}"
     "{% if add_generation_prompt %}<assistant>{% endif %}"
 )
 
@@ -107,11 +110,13 @@ class CachingCore(FakeCore):
         return [replace(item, cached_tokens=cached) for item in out]
 
     def _finished(self, request_id: str, reason: str, matched: int | None) -> Finished:
-        spec = self.running[request_id][0].grammar
+        submit = self.running[request_id][0]
+        spec = submit.grammar
         done = super()._finished(request_id, reason, matched)
         if spec is None:
             return done
         came = [spec.kind, spec.text, str(spec.strict), f"as {spec.param}"]
+        came += ["after thinking"] if submit.reasoning else []
         return replace(done, unenforced=came, jump_forward_tokens=7)
 
 

@@ -28,6 +28,16 @@ def test_blank_tokens_are_no_text():
     assert found.row_words == 1
 
 
+def test_special_tokens_are_known_by_name_and_are_no_text():
+    """Those that the logits are too narrow for are no tokens."""
+    backend = tokenizers.Tokenizer(models.WordLevel({"a": 0, "b": 1}, unk_token="a"))
+    backend.decoder = decoders.ByteLevel()
+    backend.add_special_tokens(["<end>", "◁/think▷", "<far>"])
+    found = Vocabulary.of(Tokenizer(backend, eos_token_ids=(2,)), 4)
+    assert found.specials == {b"<end>": 2, "◁/think▷".encode(): 3}
+    assert not found.is_text(3)
+
+
 def test_without_a_tokenizer_a_text_is_its_longest_pieces():
     found = vocabulary()
     assert found.write("aab") == [0, 1]

@@ -4,6 +4,7 @@ import itertools
 import math
 
 import pytest
+from msgspec.structs import replace
 
 from ramify.srt.errors import InvalidRequest
 from ramify.srt.intake import (
@@ -243,6 +244,9 @@ def test_a_huge_text_is_refused_before_it_is_tokenised():
         ("logprob_start_len", {"logprob_start": 1, "return_logprob": True}),
         ("logprob_start_len", {"logprob_start": 0.5}),
         ("return_logprob", {"return_logprob": "yes"}),
+        ("require_reasoning", {"reasoning": 1}),
+        ("require_reasoning", {"reasoning": None}),
+        ("require_reasoning", {"reasoning": True}),
         ("namespace", {"namespace": "x" * 257}),
         ("namespace", {"namespace": 5}),
         ("priority", {"priority": 2**31}),
@@ -275,6 +279,15 @@ def test_what_the_scheduler_reads_reaches_each_submit():
         assert {name: getattr(made, name) for name in fields} == fields
     [made] = submits(GenerateRequest(input_ids=[1], sampling=SHORT))
     assert (made.priority, made.program_id, made.timeout_s) == (0, "", None)
+
+
+def test_an_engine_that_knows_the_markers_may_be_asked_to_reason():
+    info = replace(INFO, reasoning_parser="qwen3")
+    sampling = SamplingParams(max_new_tokens=4, n=2)
+    for reasoning in (True, False):
+        request = GenerateRequest(input_ids=[1], sampling=sampling, reasoning=reasoning)
+        made = to_submits(request, WordTokenizer(), info, id_source(), seed_source(0))
+        assert [submit.reasoning for submit in made] == [reasoning] * 2
 
 
 def test_logprob_options_act_only_when_asked_for():
@@ -333,8 +346,10 @@ def test_options_are_shared_or_one_for_each_prompt():
         logprob_start_len=None,
         priority=[1, None],
         timeout_s=2.5,
+        require_reasoning=[None, True],
     )
     assert [request.sampling.n for request in made] == [2, 1]
+    assert [request.reasoning for request in made] == [False, True]
     assert [request.return_logprob for request in made] == [True, True]
     assert [request.top_logprobs for request in made] == [1, 2]
     assert [request.logprob_start for request in made] == [-1, -1]

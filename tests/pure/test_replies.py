@@ -7,6 +7,7 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "api"))
 from byte_tokenizer import EOS, byte_tokenizer
+from msgspec.structs import replace
 
 from ramify.srt import errors
 from ramify.srt.grammar import GrammarSpec
@@ -19,6 +20,7 @@ from ramify.srt.messages import (
     Tokens,
     pack_ids,
 )
+from ramify.srt.reasoning import Parts
 from ramify.srt.replies import ReplyAssembler, model_info
 from ramify.srt.sampling_params import SamplingParams
 
@@ -29,6 +31,12 @@ TOKENIZER = byte_tokenizer()
 def assembler(tokenizer=TOKENIZER, *, with_texts=False, submit=None, **sampling) -> ReplyAssembler:
     submit = submit or Submit("r", pack_ids([1, 2, 3]), SamplingParams(**sampling))
     return ReplyAssembler(submit, tokenizer, INFO, now=10.0, return_text_in_logprobs=with_texts)
+
+
+def thinker(tokenizer=TOKENIZER, parser="mistral", grammar=None, **sampling) -> ReplyAssembler:
+    submit = Submit("r", pack_ids([1]), SamplingParams(**sampling), grammar=grammar, reasoning=True)
+    info = replace(INFO, reasoning_parser=parser)
+    return ReplyAssembler(submit, tokenizer, info, now=10.0)
 
 
 def feed(made: ReplyAssembler, ids, size: int = 1) -> list[str]:
@@ -273,3 +281,50 @@ def test_model_info_says_what_a_client_needs():
     assert info["eos_token_ids"] == [EOS]
     bare = model_info(INFO, "dummy:x", "x", None)
     assert (bare["chat_template"], bare["eos_token"]) == (None, None)
+
+
+# --- thinking -----------------------------------------------------------------------------------
+
+
+def test_markers_that_are_special_tokens_are_text_too():
+    """Who splits the text must find them; other special tokens are skipped as ever."""
+    tokenizer = byte_tokenizer("[THINK]", "[/THINK]", "<pad>")
+    ids = [EOS + 1, *b"a", EOS + 3, EOS + 2, *b"b"]
+    made = thinker(tokenizer)
+    feed(made, ids)
+    reply = end(made)
+    assert reply["text"] == "[THINK]a[/THINK]b"
+    assert reply["meta_info"]["reasoning_tokens"] == 4
+    assert made.splitter().push(reply["text"]) == Parts("a", "b")
+    plain = assembler(tokenizer)
+    feed(plain, ids)
+    assert end(plain)["text"] == "ab"
+
+
+def test_thinking_is_counted_to_the_token_that_ends_it():
+    """Whatever a stop string holds back."""
+    made = thinker(parser="qwen3", stop=("k>xyz",))
+    text, thought = b"<think>a</think>xy", len(b"<think>a</think>")
+    for n, byte in enumerate(text, 1):
+        feed(made, [byte])
+        assert made.reasoning_tokens == (min(n, thought) if n >= len(b"<think>") else 0)
+    assert end(made)["meta_info"]["reasoning_tokens"] == thought
+
+
+def test_what_a_grammar_does_not_apply_to_is_thinking():
+    grammar = GrammarSpec("regex", "b")
+    for spec, parser, count in (
+        (None, "qwen3", 0),
+        (grammar, "qwen3", 9),
+        (None, "deepseek-r1", 9),
+    ):
+        made = thinker(parser=parser, grammar=spec)
+        feed(made, b"a</think>b")
+        assert end(made)["meta_info"]["reasoning_tokens"] == count
+
+
+def test_without_thinking_none_is_counted():
+    made = assembler()
+    feed(made, b"<think>a</think>b")
+    assert "reasoning_tokens" not in end(made)["meta_info"]
+    assert made.splitter() is None

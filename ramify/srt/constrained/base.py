@@ -12,18 +12,12 @@ come. Words and bits past the tokenizer's vocabulary are 0: what the head has mo
 from typing import Protocol
 
 import msgspec
-import numpy as np
-import numpy.typing as npt
 
+from ramify.srt.constrained.vocabulary import Row as Row
+from ramify.srt.constrained.vocabulary import Vocabulary
+from ramify.srt.constrained.vocabulary import words as words
 from ramify.srt.grammar import GrammarError as GrammarError
 from ramify.srt.grammar import GrammarSpec, Kind
-
-Row = npt.NDArray[np.int32]
-
-
-def words(vocab_size: int) -> int:
-    """Words of a bitmask row."""
-    return -(-vocab_size // 32)
 
 
 class Matcher(Protocol):
@@ -72,6 +66,9 @@ class CompiledGrammar(Protocol):
 
     @property
     def unenforced(self) -> tuple[str, ...]: ...
+
+    @property
+    def vocabulary(self) -> Vocabulary: ...
 
     def new_matcher(self) -> Matcher: ...
 

@@ -1,41 +1,94 @@
 """A grammar that starts where a model's thinking ends.
 
-    t0 t1 t2 ... E0 E1 | g0 g1 g2 ...
-    ---- free -------->|---- inner matcher ---->      E0 E1: the end of thinking, one token or more
+    t0 t1 t2 ... </ think > | g0 g1 g2 ...
+    ---- free ------------->|---- inner matcher ---->      </think>: the marker, in any tokens
 
-While it is free any text may come, and the tokens of E; no end token, or there would be no answer.
+While it is free any text may come but no end token, or there would be no answer. The marker is
+found in the text, as who splits the answer finds it, and not in tokens: a model may write it in
+several ways. A token that holds the end of the marker and more is not allowed: what is behind the
+marker would be the grammar's.
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
-from ramify.srt.constrained.base import Matcher, Row
+from ramify.srt.constrained.base import CompiledGrammar, Matcher, Row
 from ramify.srt.constrained.vocabulary import Vocabulary
+
+
+class EndMarker:
+    """The text that ends thinking, over one vocabulary; all requests share it.
+
+    `begun` is how many bytes of the marker stand at the end of a text. A special token that is
+    spelled as the marker is the marker too.
+    """
+
+    def __init__(self, text: str, vocabulary: Vocabulary) -> None:
+        """Raises ValueError for an empty text."""
+        if not text:
+            raise ValueError("thinking ends with a text that is not empty")
+        self._marker = text.encode()
+        self._vocabulary = vocabulary
+        self._special = vocabulary.specials.get(self._marker)
+        # The only tokens that may hold more than the end of the marker: looked for once.
+        last = self._marker[-1:]
+        self._suspects = [i for i, piece in enumerate(vocabulary.pieces) if last in piece[:-1]]
+        self._rows: dict[int, Row] = {}
+
+    def __len__(self) -> int:
+        """Bytes of the marker."""
+        return len(self._marker)
+
+    def after(self, begun: int, token: int) -> int | None:
+        """`begun` behind one more token, None if it may not come."""
+        if token == self._special:
+            return len(self)
+        if not self._vocabulary.is_text(token):
+            return None
+        text = self._marker[:begun] + self._vocabulary.pieces[token]
+        at = text.find(self._marker)
+        if at >= 0:
+            return len(self) if at + len(self) == len(text) else None
+        longest = min(len(text), len(self) - 1)
+        return next((n for n in range(longest, 0, -1) if text.endswith(self._marker[:n])), 0)
+
+    def row(self, begun: int) -> Row:
+        """Which tokens may come; read-only."""
+        if begun not in self._rows:
+            row = self._vocabulary.text_row & ~self._vocabulary.row_of(
+                token for token in self._suspects if self.after(begun, token) is None
+            )
+            if self._special is not None:
+                row |= self._vocabulary.row_of([self._special])
+            row.flags.writeable = False
+            self._rows[begun] = row
+        return self._rows[begun]
 
 
 class ReasoningGate:
     """A Matcher around another, which it leaves alone until thinking has ended."""
 
-    def __init__(self, inner: Matcher, end: Sequence[int], vocabulary: Vocabulary) -> None:
-        """`end` are the tokens that end thinking. Raises ValueError if there are none."""
-        if not end:
-            raise ValueError("thinking ends with at least one token")
+    def __init__(self, inner: Matcher, end: EndMarker, free: Sequence[int] = ()) -> None:
         self._inner = inner
-        self._end = list(end)
-        self._vocabulary = vocabulary
-        self._free: list[int] = []  # accepted up to the end of thinking, which is among them
+        self._end = end
+        self._free = list(free)  # `begun` behind each token accepted up to the end of thinking
         self._inside = 0  # accepted by the inner matcher
+
+    @property
+    def _begun(self) -> int:
+        return self._free[-1] if self._free else 0
 
     @property
     def thinking(self) -> bool:
         """Whether the end of thinking is still to come."""
-        return self._free[-len(self._end) :] != self._end
+        return self._begun < len(self._end)
 
     def fill(self, row: Row) -> bool:
         if not self.thinking:
             return self._inner.fill(row)
-        np.bitwise_or(self._vocabulary.text_row, self._vocabulary.row_of(self._end), out=row)
+        np.copyto(row, self._end.row(self._begun))
         return True
 
     def accept(self, token: int) -> bool:
@@ -43,10 +96,10 @@ class ReasoningGate:
             taken = self._inner.accept(token)
             self._inside += taken
             return taken
-        taken = token in self._end or self._vocabulary.is_text(token)
-        if taken:
-            self._free.append(token)
-        return taken
+        begun = self._end.after(self._begun, token)
+        if begun is not None:
+            self._free.append(begun)
+        return begun is not None
 
     def rollback(self, n: int) -> None:
         if not 0 <= n <= self._inside + len(self._free):
@@ -66,7 +119,44 @@ class ReasoningGate:
         return not self.thinking and self._inner.is_finished()
 
     def fork(self) -> "ReasoningGate":
-        other = ReasoningGate(self._inner.fork(), self._end, self._vocabulary)
-        other._free = self._free.copy()
+        other = ReasoningGate(self._inner.fork(), self._end, self._free)
         other._inside = self._inside
         return other
+
+
+@dataclass(frozen=True)
+class GatedGrammar:
+    """A compiled grammar whose matchers start where thinking ends."""
+
+    inner: CompiledGrammar
+    end: EndMarker
+
+    @property
+    def nbytes(self) -> int:
+        return self.inner.nbytes
+
+    @property
+    def unenforced(self) -> tuple[str, ...]:
+        return self.inner.unenforced
+
+    @property
+    def vocabulary(self) -> Vocabulary:
+        return self.inner.vocabulary
+
+    def new_matcher(self) -> ReasoningGate:
+        return ReasoningGate(self.inner.new_matcher(), self.end)
+
+
+class Gates:
+    """Puts the gate of one model's end marker in front of grammars."""
+
+    def __init__(self, text: str) -> None:
+        self._text = text
+        self._ends: dict[Vocabulary, EndMarker] = {}  # each engine has a vocabulary of its own
+
+    def before(self, grammar: CompiledGrammar) -> GatedGrammar:
+        """The same grammar for an output that begins with thinking."""
+        vocabulary = grammar.vocabulary
+        if vocabulary not in self._ends:
+            self._ends[vocabulary] = EndMarker(self._text, vocabulary)
+        return GatedGrammar(grammar, self._ends[vocabulary])

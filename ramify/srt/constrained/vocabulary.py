@@ -7,32 +7,40 @@
 A special token has no bytes here, so no engine can take it for the text that its name spells.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from hashlib import sha256
 
 import numpy as np
+import numpy.typing as npt
 
-from ramify.srt.constrained.base import Row, words
 from ramify.srt.errors import ConfigError, InvalidRequest
 from ramify.srt.tokenization.tokenizer import Tokenizer
 
 Encode = Callable[[str], list[int]]
+Row = npt.NDArray[np.int32]  # of a bitmask
 
 # Texts that a tokenizer which adds, drops or changes anything gives back changed.
 PROBES = ("a", " a", "a  b\n\tc", '{"name": "x", "n": [1, 23]}', "é e\u0301 ﬁ", "日本 🙂")
 SENTINEL = "\x02"  # what no piece of text merges with
 
 
+def words(vocab_size: int) -> int:
+    """Words of a bitmask row."""
+    return -(-vocab_size // 32)
+
+
 @dataclass(frozen=True, eq=False)
 class Vocabulary:
     """The tokens of one model. Plain values but for `encode`, the model's own way to write a text
-    that follows another; without it no token is ever forced."""
+    that follows another; without it no token is ever forced. `specials` are the special tokens by
+    the bytes of their names."""
 
     pieces: tuple[bytes, ...]
     end_ids: tuple[int, ...]
     encode: Encode | None = field(default=None, repr=False)
+    specials: Mapping[bytes, int] = field(default_factory=dict, repr=False)
 
     def __post_init__(self) -> None:
         if not self.end_ids:
@@ -54,7 +62,8 @@ class Vocabulary:
             for i in range(width)
         )
         inside = tuple(i for i in ends if 0 <= i < width)
-        return Vocabulary(pieces, inside, _encoder(tokenizer, pieces))
+        specials = {tokenizer.token_bytes(i): i for i in sorted(tokenizer.special_ids) if i < width}
+        return Vocabulary(pieces, inside, _encoder(tokenizer, pieces), specials)
 
     @property
     def size(self) -> int:

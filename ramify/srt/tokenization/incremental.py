@@ -6,7 +6,7 @@ once. The cost of a token is its own length.
 """
 
 import codecs
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 
 from ramify.srt.tokenization.tokenizer import Tokenizer
 
@@ -24,10 +24,17 @@ class IncrementalDecoder:
         tokenizer: Tokenizer,
         skip_special_tokens: bool = True,
         spaces_between_special_tokens: bool = True,
+        kept: Collection[str] = (),
     ) -> None:
-        """The arguments are those of `Tokenizer.decode`; the last one changes nothing."""
+        """The first arguments are those of `Tokenizer.decode`; the third one changes nothing.
+
+        Special tokens that are spelled as one of `kept` are never skipped.
+        """
         self._tokenizer = tokenizer
         self._skipped = tokenizer.special_ids if skip_special_tokens else frozenset()
+        if kept:
+            spelled = {text.encode() for text in kept}
+            self._skipped -= {i for i in self._skipped if tokenizer.token_bytes(i) in spelled}
         self._utf8 = codecs.getincrementaldecoder("utf-8")(errors="replace")
 
     def push(self, ids: Iterable[int]) -> str:

@@ -275,6 +275,7 @@ def _info(
         weight_bytes=model.weight_bytes,
         kv_pool_tokens=n_pages * config.page_size,
         load_s=load_s,
+        reasoning_parser=config.reasoning_parser,
     )
 
 

@@ -8,19 +8,26 @@ import math
 
 from ramify.srt.constrained.base import CompiledGrammar, GrammarError
 from ramify.srt.constrained.manager import GrammarManager, Ticket
+from ramify.srt.constrained.reasoning_gate import Gates
 from ramify.srt.constraints import refusal
 from ramify.srt.errors import InvalidRequest, QueueFull, RequestError, Unavailable
 from ramify.srt.messages import Submit
+from ramify.srt.reasoning import PARSERS
 
 Held = tuple[Submit, float]  # with the time of its arrival
 Settled = tuple[Submit, float, CompiledGrammar | RequestError]
 
 
 class Compiling:
-    """The requests that wait for `manager`, None for a model that has no tokenizer."""
+    """The requests that wait for `manager`, None for a model that has no tokenizer.
 
-    def __init__(self, manager: GrammarManager | None) -> None:
+    A grammar is compiled and remembered as it is; the gate of `reasoning_parser` is put in front
+    for the requests whose outputs begin with thinking.
+    """
+
+    def __init__(self, manager: GrammarManager | None, reasoning_parser: str | None = None) -> None:
         self._manager = manager
+        self._gates = None if reasoning_parser is None else Gates(PARSERS[reasoning_parser].end)
         self._held: dict[str, tuple[Submit, float, Ticket]] = {}  # in order of arrival
 
     def __len__(self) -> int:
@@ -39,7 +46,7 @@ class Compiling:
         if ticket.state == "pending":
             self._held[message.request_id] = message, now, ticket
             return None
-        return _settled(message, now, ticket)
+        return self._settled(message, now, ticket)
 
     def settled(self) -> list[Settled]:
         """Those whose grammar is ready or refused."""
@@ -49,7 +56,7 @@ class Compiling:
         done = [held for held in self._held.values() if held[2].state != "pending"]
         for message, _, _ in done:
             del self._held[message.request_id]
-        return [_settled(*held) for held in done]
+        return [self._settled(*held) for held in done]
 
     def take_back(self, request_id: str) -> Held | None:
         """Give a request up; its grammar is compiled nevertheless."""
@@ -77,13 +84,18 @@ class Compiling:
         if self._manager is not None:
             self._manager.close()
 
+    def _settled(self, message: Submit, arrived: float, ticket: Ticket) -> Settled:
+        assert message.grammar is not None, "only a request with a grammar is held"
+        if ticket.grammar is not None:
+            return message, arrived, self._gated(ticket.grammar, message.reasoning)
+        error = ticket.error
+        if isinstance(error, GrammarError):
+            return message, arrived, refusal(error, message.grammar.param)
+        assert isinstance(error, Unavailable), "a settled ticket has a grammar or an error"
+        return message, arrived, error
 
-def _settled(message: Submit, arrived: float, ticket: Ticket) -> Settled:
-    assert message.grammar is not None, "only a request with a grammar is held"
-    if ticket.grammar is not None:
-        return message, arrived, ticket.grammar
-    error = ticket.error
-    if isinstance(error, GrammarError):
-        return message, arrived, refusal(error, message.grammar.param)
-    assert isinstance(error, Unavailable), "a settled ticket has a grammar or an error"
-    return message, arrived, error
+    def _gated(self, grammar: CompiledGrammar, reasoning: bool) -> CompiledGrammar:
+        if not reasoning:
+            return grammar
+        assert self._gates is not None, "only a model with a reasoning parser is asked to think"
+        return self._gates.before(grammar)

@@ -61,7 +61,7 @@ class EngineCore:
         self._overlap = overlap  # whether one step runs while the next is planned: this one
         self._in_flight: tuple[StepPlan, Pending] | None = None
         self._files = files
-        self._compiling = Compiling(grammars)
+        self._compiling = Compiling(grammars, info.reasoning_parser)
 
     @property
     def idle(self) -> bool:
