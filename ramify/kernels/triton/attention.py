@@ -306,7 +306,7 @@ def load_rows(
     Through a descriptor the rows from `base` on come as they are, listed or not.
     """
     if DESCRIBED:
-        x = Pool.load([base.to(tl.int32), 0])
+        x = Pool.load([base.to(tl.int32), 0])  # 2**31 rows of 64 numbers would be 256 GiB
     else:
         d = tl.arange(0, BLOCK_D)
         at = Pool + base * D + (slot[:, None] * D + d[None, :])

@@ -55,7 +55,7 @@ def large_tile(head_dim: int, query_bytes: int) -> Tile:
 
 
 def with_descriptors(tile: Tile) -> Tile:
-    """The tile with descriptors, and a stage more: seen in its code, a page number takes up one."""
+    """The tile with descriptors, and a stage more, which the page number of a copy takes up."""
     return tile._replace(descriptors=True, stages=tile.stages + 1)
 
 
