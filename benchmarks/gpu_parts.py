@@ -327,7 +327,7 @@ def _attention(device: Device, shape: Shape, numbers, runs: list[tuple[int, int]
         made.append(QueryRun(first, rows, length - rows, pages))
         first, page = first + rows, page + len(pages)
     target = device.attention_pieces(shape.kv_heads)
-    items = plan_items(made, PAGE, min_items=max(target // len(runs), 1))
+    items = plan_items(made, PAGE, programs=target)
     positions = [run.start + i for run in made for i in range(run.n_rows)]
     work = make_work_list(items.items, items.rows, positions, items.pages)
     moved = {k: v.to(device.torch_device) for k, v in vars(work).items() if isinstance(v, Tensor)}

@@ -9,13 +9,14 @@ import pytest
 import torch
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "triton"))
-from steps import TOLERANCE, Step, make_step
+from steps import TOLERANCE, Step, in_large_tile, make_step
 
 from ramify.kernels.attention_options import PLAIN, AttentionOptions
 from ramify.kernels.dispatch import load_ops
 from ramify.kernels.reference import cache, pages
 from ramify.kernels.reference.attention import paged_attention as reference
 from ramify.kernels.shapes import FP8
+from ramify.kernels.triton.tiles import large_tile, with_descriptors
 from ramify.kernels.work_list import WorkList
 
 pytestmark = [
@@ -37,22 +38,30 @@ def attention():
     return load_ops("triton").paged_attention
 
 
-def assert_same(step, options=PLAIN, near=None):
-    mine, oracle = step.run(attention(), options), step.run(reference, options)
+def by_descriptors(step):
+    """Attention whose large tiles come through tensor descriptors: from compute capability 9.0."""
+    if torch.cuda.get_device_capability() < (9, 0):
+        pytest.skip("this GPU has no tensor descriptors")
+    tile = large_tile(step.q.shape[2], step.q.dtype.itemsize)
+    return in_large_tile(with_descriptors(tile))
+
+
+def assert_same(step, options=PLAIN, near=None, mine=None):
+    mine, oracle = step.run(mine or attention(), options), step.run(reference, options)
     near = near or TOLERANCE[step.q.dtype]
     torch.testing.assert_close(mine.float(), oracle.float(), atol=near, rtol=near)
 
 
-def drawn(seed):
+def drawn(seed, pages=(16, 64), head_dims=(64, 80, 96, 128, 256)):
     """A random step of decode rows and chunks, some on one trunk, of any shape."""
     draw = random.Random(seed)
-    page, trunk = draw.choice([16, 64]), draw.choice([0, 0, 4])
+    page, trunk = draw.choice(pages), draw.choice([0, 0, 4])
     kinds = [(trunk * page + draw.randint(1, 900), 1) for _ in range(draw.randint(1, 12))]
     chunks = draw.choices(range(1, 700), k=draw.randint(0, 3))
     kinds += [(trunk * page + length, draw.randint(1, length)) for length in chunks]
     kv_heads, group = draw.choice([1, 2, 8]), draw.choice([1, 3, 4, 8, 12])
     dtype = draw.choice([torch.bfloat16, torch.float16])
-    head_dim, splits = draw.choice([64, 80, 96, 128, 256]), draw.choice([1, 1, 16, 40])
+    head_dim, splits = draw.choice(head_dims), draw.choice([1, 1, 16, 40])
     return make_step(
         kinds, kv_heads * group, kv_heads, head_dim, dtype,
         page=page, trunk=trunk, splits=splits, seed=seed)  # fmt: skip
@@ -67,6 +76,44 @@ def test_random_steps(seed):
 def test_random_steps_with_options(seed):
     options = AttentionOptions(window=random.Random(seed).randint(1, 400), soft_cap=20.0)
     assert_same(on_gpu(drawn(seed)), options)
+
+
+@pytest.mark.parametrize("seed", range(50, 80))
+def test_random_steps_by_descriptors(seed):
+    """NaN is in every slot that no request owns, and descriptors bring it."""
+    step = on_gpu(drawn(seed, pages=(64, 128), head_dims=(64, 128, 256)))
+    assert_same(step, mine=by_descriptors(step))
+
+
+@pytest.mark.parametrize("seed", range(80, 90))
+def test_random_steps_with_options_by_descriptors(seed):
+    options = AttentionOptions(window=random.Random(seed).randint(1, 400), soft_cap=20.0)
+    step = on_gpu(drawn(seed, pages=(64,), head_dims=(64, 128)))
+    assert_same(step, options, mine=by_descriptors(step))
+
+
+def test_fp8_pools_by_descriptors():
+    options = AttentionOptions(k_scale=0.5, v_scale=2.0)
+    step = make_step([(900, 1), (500, 200)], 8, 2, 128, torch.bfloat16, page=64, stored=FP8)
+    step = on_gpu(step)
+    assert_same(step, options, near=6e-2, mine=by_descriptors(step))
+
+
+def test_a_recorded_launch_keeps_its_descriptors():
+    """The pools are filled after the recording: it must read them, not what they held."""
+    full = on_gpu(make_step([(400, 130), (90, 1)], 8, 2, 128, torch.bfloat16, page=64))
+    pools = [torch.zeros_like(pool) for pool in (full.k_pool, full.v_pool)]
+    step = Step(full.q, *pools, full.work)
+    mine = by_descriptors(step)
+    step.run(mine)  # compiles
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        out = step.run(mine)
+    for pool, filled in zip(pools, (full.k_pool, full.v_pool), strict=True):
+        pool.copy_(filled)
+    graph.replay()
+    near = TOLERANCE[torch.bfloat16]
+    torch.testing.assert_close(out, full.run(reference), atol=near, rtol=near)
 
 
 def test_fp8_pools():

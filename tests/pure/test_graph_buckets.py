@@ -5,6 +5,7 @@ import random
 import numpy as np
 import pytest
 
+from ramify.srt.attention.work_list import QueryRun, plan_items
 from ramify.srt.execution.graph_buckets import (
     DecodeRow,
     Tables,
@@ -113,6 +114,35 @@ def test_a_trunk_is_read_once_and_a_long_run_in_pieces():
     items = parts(block, layout(4, 1, shared=True))[1].reshape(-1, 6)
     assert shared
     assert sorted(items[:, 1].tolist(), reverse=True)[:6] == [4, 1, 1, 1, 1, 0]
+
+
+def test_a_trunk_of_many_rows_is_cut_too():
+    """32 rows on 8192 keys, of which four heads make one large tile: alone it would be one program
+    of 8192 keys for each K/V head."""
+    tables = Tables(64, width=140, spare=32)
+    rows = [DecodeRow(i, 8200 + i, (*range(128), 200 + i)) for i in range(32)]
+    shared, block = decode_block(rows, 32, tables, 66)
+    items = parts(block, layout(32, 66, shared=True))[1].reshape(-1, 6)
+    assert shared
+    assert items[items[:, 1] == 32, 4].tolist() == [512] * 16
+    assert (items[:, 1] == 1).sum() == 32
+
+
+@pytest.mark.parametrize("n", [2, 8, 32, 100])
+@pytest.mark.parametrize("trunk", [10, 128, 500])
+def test_a_shared_trunk_is_cut_as_planned_and_always_fits(n, trunk):
+    """Cutting is given up only where trunks are nested deeply: not for one trunk, however long."""
+    tables = Tables(64, width=600, spare=128)
+    rows = [
+        DecodeRow(i, (trunk + 3) * 64 - 1, (*range(trunk), *range(1000 + 3 * i, 1003 + 3 * i)))
+        for i in range(n)
+    ]
+    runs = [QueryRun(i, 1, row.position, row.pages) for i, row in enumerate(rows)]
+    for pieces in (2, 17, 66, 264):
+        shared, block = decode_block(rows, n, tables, pieces)
+        items = parts(block, layout(n, pieces, shared=True))[1].reshape(-1, 6)
+        assert shared
+        assert (items[:, 1] > 0).sum() == len(plan_items(runs, 64, programs=pieces).items)
 
 
 def test_sharing_is_given_up_where_it_has_no_room():

@@ -4,7 +4,16 @@ import random
 
 import pytest
 
-from ramify.srt.attention.work_list import QueryRun, plan_items
+from ramify.srt.attention.work_list import (
+    FEW_ROWS,
+    MIN_FEW_KEYS,
+    MIN_MANY_KEYS,
+    SIDE_BY_SIDE,
+    TILE_ROWS,
+    QueryRun,
+    plan_items,
+    room_for_parts,
+)
 
 
 def random_runs(rng, page_size):
@@ -42,7 +51,8 @@ def test_every_key_is_read_once_and_from_its_page(seed):
     rng = random.Random(seed)
     page_size = rng.choice([4, 16])
     runs = random_runs(rng, page_size)
-    plan = plan_items(runs, page_size, share=rng.random() < 0.8, min_items=rng.choice([1, 4, 8]))
+    cut = rng.choice([{"min_items": 1}, {"min_items": 4}, {"min_items": 8}, {"programs": 66}])
+    plan = plan_items(runs, page_size, share=rng.random() < 0.8, **cut)
     read = keys_read(plan, runs, page_size)
     for run in runs:
         for i in range(run.n_rows):
@@ -54,7 +64,7 @@ def test_every_key_is_read_once_and_from_its_page(seed):
 def test_partials_are_numbered_without_gaps_and_only_where_needed(seed):
     rng = random.Random(seed)
     runs = random_runs(rng, 16)
-    plan = plan_items(runs, 16, min_items=rng.choice([1, 8]))
+    plan = plan_items(runs, 16, min_items=rng.choice([1, 8]), programs=rng.choice([0, 20]))
     items_of = {}
     next_partial = 0
     for row_begin, row_count, *_, partial in plan.items:
@@ -85,3 +95,88 @@ def test_a_part_of_a_group_may_share_more_than_the_whole():
     ]
     plan = plan_items(runs, 16)
     assert (41 * 16) in [item[4] for item in plan.items if item[1] == 2]
+
+
+def one_long_among_short(rng, page_size):
+    """Decodes and chunks of which some have a context that is many times the others'."""
+    trunk = [*range(1, 1 + rng.choice([0, 4, 300]))]
+    runs, first_row = [], 0
+    for number in range(rng.randint(1, 60)):
+        n_rows = rng.choice([1, 1, 1, 1, rng.randint(2, 10), rng.randint(20, 700)])
+        own = rng.choice([3, 3, 3, rng.randint(1, 900)]) + -(-n_rows // page_size)
+        pages = (*(trunk if rng.random() < 0.7 else ()), *(10_000 * number + k for k in range(own)))
+        start = len(pages) * page_size - n_rows - rng.randrange(page_size)
+        runs.append(QueryRun(first_row, n_rows, max(start, 0), pages))
+        first_row += n_rows
+    return runs
+
+
+def program_keys(plan, least_rows, most_rows):
+    """For each program of one launch the keys it reads: items of these rows, in tiles."""
+    keys = []
+    for _, n_rows, _, _, n_keys, _ in plan.items:
+        if least_rows <= n_rows <= most_rows:
+            tiles = 1 if n_rows <= FEW_ROWS else -(-n_rows // TILE_ROWS)
+            keys += [n_keys] * tiles
+    return keys
+
+
+@pytest.mark.parametrize("seed", range(100))
+def test_no_program_is_long_after_the_others(seed):
+    """The longest one is bounded by what each had if as many as run at once had the same."""
+    rng = random.Random(seed)
+    page_size, programs = rng.choice([16, 64]), rng.choice([2, 17, 66, 264])
+    runs = one_long_among_short(rng, page_size)
+    whole = plan_items(runs, page_size)
+    plan = plan_items(runs, page_size, programs=programs)
+    mean = sum(program_keys(whole, 1, FEW_ROWS)) / programs
+    longest = max(program_keys(plan, 1, FEW_ROWS), default=0)
+    assert longest < max(mean, MIN_FEW_KEYS) + page_size
+    mean = sum(program_keys(whole, FEW_ROWS + 1, 10**9)) / -(-programs // SIDE_BY_SIDE)
+    many = [item[4] for item in plan.items if item[1] > FEW_ROWS]
+    assert max(many, default=0) < 2 * (max(mean, MIN_MANY_KEYS) + page_size)
+
+
+@pytest.mark.parametrize("seed", range(100))
+def test_parts_fit_the_room_that_is_kept_for_them(seed):
+    rng = random.Random(seed)
+    page_size, programs = rng.choice([16, 64]), rng.choice([1, 2, 17, 66, 264])
+    runs = one_long_among_short(rng, page_size)
+    share = rng.random() < 0.8
+    whole = plan_items(runs, page_size, share=share)
+    plan = plan_items(runs, page_size, share=share, programs=programs)
+    more_items, more_rows = room_for_parts(programs)
+    assert len(whole.items) <= len(plan.items) <= len(whole.items) + more_items
+    assert len(plan.rows) <= len(whole.rows) + more_rows
+
+
+def test_a_long_context_beside_short_ones_is_cut_and_they_are_not():
+    runs = [QueryRun(0, 1, 32_767, tuple(range(512)))]
+    runs += [QueryRun(i, 1, 1023, tuple(range(512 + 16 * i, 528 + 16 * i))) for i in range(1, 65)]
+    plan = plan_items(runs, 64, programs=66)
+    keys = [item[4] for item in plan.items]
+    assert keys.count(1024) == 64
+    assert len(keys) == 64 + 22
+    assert max(keys) < (64 * 1024 + 32_768) / 66 + 64
+    assert max(item[4] for item in plan_items(runs, 64, min_items=65).items) == 32_768
+
+
+def test_equal_contexts_are_not_cut_where_there_are_enough():
+    runs = [QueryRun(i, 1, 4095, tuple(range(64 * i, 64 * i + 64))) for i in range(66)]
+    assert plan_items(runs, 64, programs=66) == plan_items(runs, 64)
+
+
+@pytest.mark.parametrize(("n_rows", "parts"), [(20, 16), (256, 2), (512, 1), (2048, 1)])
+def test_a_chunk_on_a_long_context_is_cut_until_its_programs_are_enough(n_rows, parts):
+    """66 programs in small tiles are some 17 in large ones: those of 512 rows are 16 already."""
+    runs = [QueryRun(0, n_rows, 32_768 - n_rows, tuple(range(512)))]
+    plan = plan_items(runs, 64, programs=66)
+    assert len(plan.items) == parts
+    assert {item[1] for item in plan.items} == {n_rows}
+
+
+def test_a_first_chunk_is_left_whole():
+    """Its rows are programs enough, and partial results would cost as much as it does."""
+    for n_rows in (40, 200, 512, 1024, 4096):
+        runs = [QueryRun(0, n_rows, 0, tuple(range(64)))]
+        assert len(plan_items(runs, 64, programs=66).items) == 1

@@ -6,6 +6,8 @@ from dataclasses import dataclass
 import torch
 
 from ramify.kernels.attention_options import PLAIN
+from ramify.kernels.triton.attention import attend_items
+from ramify.kernels.triton.merge import merge_partials
 from ramify.kernels.work_list import WorkList, check, make_work_list
 from ramify.srt.attention.work_list import QueryRun, plan_items
 
@@ -66,3 +68,18 @@ def make_step(kinds, heads, kv_heads, head_dim, dtype, *, page=16, trunk=0, spli
         pools.append(pool.to(stored or dtype))
     q = torch.randn(len(positions), heads, head_dim, generator=generator).to(dtype)
     return Step(q, *pools, work)
+
+
+def in_large_tile(tile):
+    """`paged_attention` whose items of many rows are worked on in this tile."""
+
+    def paged_attention(q, k_pool, v_pool, work, scale, options=PLAIN):
+        heads, head_dim = q.shape[1:]
+        out = torch.full_like(q, torch.nan)
+        partial = out.new_full((work.n_partials, heads, head_dim), torch.nan, dtype=torch.float32)
+        lse = out.new_full((work.n_partials, heads), torch.nan, dtype=torch.float32)
+        attend_items(q, k_pool, v_pool, work, scale, options, out, partial, lse, large=tile)
+        merge_partials(partial, lse, work, out)
+        return out
+
+    return paged_attention

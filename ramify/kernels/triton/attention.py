@@ -18,18 +18,29 @@ A row that has seen nothing has m = -inf: it gives 0 and a log-sum of -inf, neve
 
 Tiles of keys begin at multiples of their size, so that a tile lies in one page if pages are not
 smaller. Those that every row sees whole are done first and without masks; the order is free.
+
+Such a tile is D x BLOCK_N numbers on end, so it can also come through a tensor descriptor, as one
+copy that the hardware makes: `Tile.descriptors`. A descriptor knows no mask: it brings what unused
+slots hold, too. Keys of those give scores that are replaced, and values are replaced themselves.
 """
 
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
+from triton.tools.tensor_descriptor import TensorDescriptor
 
 from ramify.kernels.attention_options import PLAIN, AttentionOptions
 from ramify.kernels.shapes import check_attention
-from ramify.kernels.triton.launch import LOG2E, cdiv, next_power_of_2, precision
+from ramify.kernels.triton.launch import (
+    LOG2E,
+    cdiv,
+    compute_capability,
+    next_power_of_2,
+    precision,
+)
 from ramify.kernels.triton.merge import merge_partials
-from ramify.kernels.triton.tiles import Tile, large_tile, small_tile
+from ramify.kernels.triton.tiles import Tile, can_describe, large_tile, small_tile
 from ramify.kernels.work_list import WorkList
 
 
@@ -67,16 +78,19 @@ def attend_items(
     out: Tensor,
     partial: Tensor,
     lse: Tensor,
+    large: Tile | None = None,
 ) -> None:
     """Stage 1: changes the rows of `out` that an item alone gives, and every partial.
 
     out [T, HQ, D]   partial [n_partials, HQ, D] fp32   lse [n_partials, HQ] fp32, in base 2
+
+    `large` is another tile than that of `tiles` for items of many rows.
     """
     heads, head_dim = q.shape[1:]
     _, kv_heads, page_size, _ = k_pool.shape
     group, n_items = heads // kv_heads, work.items.shape[0]
     small = small_tile(group, head_dim, k_pool.dtype.itemsize)
-    large = large_tile(head_dim, q.dtype.itemsize)
+    large = large or large_tile(head_dim, q.dtype.itemsize)
     launches: list[tuple[int, Tile]] = []
     some_large = work.max_rows * group > small.rows
     if n_items > 1 or not some_large:
@@ -84,10 +98,12 @@ def attend_items(
     if some_large:
         launches.append((n_items + cdiv(work.total_rows * group, large.rows), large))
     for programs, tile in launches:
+        through = tile.descriptors and can_describe(tile, compute_capability(), page_size, head_dim)
+        keys, values = (described(pool, tile) if through else pool for pool in (k_pool, v_pool))
         attention_kernel[(programs, kv_heads)](
             q,
-            k_pool,
-            v_pool,
+            keys,
+            values,
             work.items,
             work.rows,
             work.positions,
@@ -111,9 +127,19 @@ def attend_items(
             BLOCK_N=tile.keys,
             BLOCK_D=max(next_power_of_2(head_dim), 16),
             PRECISION=precision(q),
+            DESCRIBED=through,
             num_warps=tile.warps,
             num_stages=tile.stages,
         )
+
+
+def described(pool: Tensor, tile: Tile) -> TensorDescriptor:
+    """A pool as rows [N * HK * P, D], of which a tile's keys are loaded at once.
+
+    It is made for each launch, which copies it: a recorded launch keeps its own.
+    """
+    head_dim = pool.shape[-1]
+    return TensorDescriptor.from_tensor(pool.view(-1, head_dim), [tile.keys, head_dim])
 
 
 @triton.jit
@@ -123,6 +149,7 @@ def attention_kernel(
     HQ: tl.constexpr, HK: tl.constexpr, D: tl.constexpr, P: tl.constexpr,
     WINDOW: tl.constexpr, CAPPED: tl.constexpr, LARGE: tl.constexpr, SMALL_ROWS: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr, PRECISION: tl.constexpr,
+    DESCRIBED: tl.constexpr,
 ):  # fmt: skip
     G: tl.constexpr = HQ // HK
     kv_head = tl.program_id(1)
@@ -161,7 +188,7 @@ def attention_kernel(
         for key in tl.range(full, full_end, BLOCK_N):
             top, total, acc = attend_tile(
                 q, top, total, acc, K, V, Table, kv_head, key, begin, end, position, scale,
-                soft_cap, HK, D, P, WINDOW, CAPPED, False, BLOCK_N, BLOCK_D, PRECISION,
+                soft_cap, HK, D, P, WINDOW, CAPPED, False, BLOCK_N, BLOCK_D, PRECISION, DESCRIBED,
             )  # fmt: skip
     n_before = (full - start) // BLOCK_N
     n_after = (end - full_end + BLOCK_N - 1) // BLOCK_N
@@ -169,7 +196,7 @@ def attention_kernel(
         key = tl.where(i < n_before, start + i * BLOCK_N, full_end + (i - n_before) * BLOCK_N)
         top, total, acc = attend_tile(
             q, top, total, acc, K, V, Table, kv_head, key, begin, end, position, scale,
-            soft_cap, HK, D, P, WINDOW, CAPPED, True, BLOCK_N, BLOCK_D, PRECISION,
+            soft_cap, HK, D, P, WINDOW, CAPPED, True, BLOCK_N, BLOCK_D, PRECISION, DESCRIBED,
         )  # fmt: skip
 
     some = tl.where(total > 0, total, 1.0)
@@ -235,7 +262,7 @@ def attend_tile(
     q, top, total, acc, K, V, Table, kv_head, first, begin, end, position, scale, soft_cap,
     HK: tl.constexpr, D: tl.constexpr, P: tl.constexpr, WINDOW: tl.constexpr,
     CAPPED: tl.constexpr, MASKED: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr,
-    PRECISION: tl.constexpr,
+    PRECISION: tl.constexpr, DESCRIBED: tl.constexpr,
 ):  # fmt: skip
     """The running maximum, sum and result after the keys first .. first + BLOCK_N - 1."""
     n = tl.arange(0, BLOCK_N)
@@ -243,11 +270,11 @@ def attend_tile(
     listed = (key >= begin) & (key < end)
     if P % BLOCK_N == 0:  # one page: only a scalar needs 64 bits
         page = tl.load(Table + first // P).to(tl.int64)
-        base, slot = ((page * HK + kv_head) * P + first % P) * D, n
+        base, slot = (page * HK + kv_head) * P + first % P, n
     else:
         page = tl.load(Table + key // P, mask=listed, other=0).to(tl.int64)
         base, slot = 0, (page * HK + kv_head) * P + key % P
-    k = load_rows(K + base, slot, listed, D, BLOCK_D, MASKED).to(q.dtype)
+    k = load_rows(K, base, slot, listed, D, BLOCK_D, MASKED, DESCRIBED).to(q.dtype)
     s = tl.dot(q, tl.trans(k), input_precision=PRECISION)
     if CAPPED:
         s = soft_cap * (2 * tl.sigmoid(s * (2 * scale / soft_cap)) - 1) * LOG2E
@@ -262,22 +289,31 @@ def attend_tile(
     shift = tl.where(new_top == float("-inf"), 0.0, new_top) if MASKED else new_top
     p = tl.exp2(s - shift[:, None])
     shrink = tl.exp2(top - shift)
-    v = load_rows(V + base, slot, listed, D, BLOCK_D, MASKED).to(q.dtype)
+    v = load_rows(V, base, slot, listed, D, BLOCK_D, MASKED, DESCRIBED).to(q.dtype)
+    if DESCRIBED and MASKED:  # a weight of zero does not hide a NaN
+        v = tl.where(listed[:, None], v, 0.0)
     acc = tl.dot(p.to(q.dtype), v, acc * shrink[:, None], input_precision=PRECISION)
     return new_top, total * shrink + tl.sum(p, 1), acc
 
 
 @triton.jit
 def load_rows(
-    Pool, slot, listed, D: tl.constexpr, BLOCK_D: tl.constexpr, MASKED: tl.constexpr
+    Pool, base, slot, listed, D: tl.constexpr, BLOCK_D: tl.constexpr, MASKED: tl.constexpr,
+    DESCRIBED: tl.constexpr,
 ):  # fmt: skip
-    """Rows of a pool by their slots; zero where not listed, as what is there may be anything."""
-    d = tl.arange(0, BLOCK_D)
-    at = slot[:, None] * D + d[None, :]
-    if MASKED:
-        x = tl.load(Pool + at, mask=listed[:, None] & (d < D)[None, :], other=0.0)
-    elif D < BLOCK_D:
-        x = tl.load(Pool + at, mask=(d < D)[None, :], other=0.0)
+    """Rows base + slot of a pool: zero where not listed, as what is there may be anything.
+
+    Through a descriptor the rows from `base` on come as they are, listed or not.
+    """
+    if DESCRIBED:
+        x = Pool.load([base.to(tl.int32), 0])  # 2**31 rows of 64 numbers would be 256 GiB
     else:
-        x = tl.load(Pool + at)
+        d = tl.arange(0, BLOCK_D)
+        at = Pool + base * D + (slot[:, None] * D + d[None, :])
+        if MASKED:
+            x = tl.load(at, mask=listed[:, None] & (d < D)[None, :], other=0.0)
+        elif D < BLOCK_D:
+            x = tl.load(at, mask=(d < D)[None, :], other=0.0)
+        else:
+            x = tl.load(at)
     return x

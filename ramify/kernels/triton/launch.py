@@ -1,9 +1,11 @@
 """What the host side of every Triton kernel shares."""
 
+import triton
 import triton.language as tl
 from torch import Tensor
 
 LOG2_E = 1.4426950408889634
+INTERPRETED = 90
 LOG2E = tl.constexpr(LOG2_E)
 
 
@@ -20,3 +22,10 @@ def cdiv(n: int, size: int) -> int:
 def precision(x: Tensor) -> str:
     """How `tl.dot` multiplies: fp32 exactly instead of as TF32; it does not matter to the rest."""
     return "ieee" if x.dtype.itemsize == 4 else "tf32"
+
+
+def compute_capability() -> int:
+    """90 for 9.0: of the GPU that is launched on, or of what the interpreter can do."""
+    if triton.knobs.runtime.interpret:
+        return INTERPRETED
+    return int(triton.runtime.driver.active.get_current_target().arch)

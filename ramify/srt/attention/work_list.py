@@ -11,6 +11,19 @@ neighbours, and the trunks form a tree:
                          6              item: row D,       page 6: its only one, written directly
 
 Only pages wholly before a run's first query are shared, so a trunk item needs no causal limit.
+
+Long key runs are cut into parts, whose partial results are merged. For the threads of a CPU: while
+there are few items. For a GPU, which takes on all items of a kind at once and is done when the
+longest is: so that none is much longer than what each program would get if all got the same. It is
+told how many programs of one K/V head run at once.
+
+    few rows    `programs` of them      no part has more keys than the mean of the programs
+    more rows   a quarter as many, as   parts are shorter than two means: these write many partial
+                they fill a processor   results, so they are cut only where programs would idle
+
+The work of an item is its keys, for each program that its rows take; `room_for_parts` bounds what
+cutting adds, so that a list of fixed size can have room for it.
+
 Pure: integers and tuples. `ramify.kernels.work_list` says what the items mean to a kernel.
 """
 
@@ -20,6 +33,13 @@ from dataclasses import dataclass
 MIN_SHARED_TOKENS = 64  # a shorter trunk costs more in merging than it saves in reading
 MIN_SPLIT_KEYS = 256  # a shorter piece of a key run is not worth a partial result
 MAX_SPLIT_ROWS = 16  # an item of more rows is work enough for all threads
+
+# On a GPU. Rows are pairs there with the query heads of a K/V head, of which four are usual.
+FEW_ROWS = 4  # an item of more is worked on in large tiles
+TILE_ROWS = 32  # rows of an item that one program takes in large tiles
+SIDE_BY_SIDE = 4  # programs in small tiles that run where one in large tiles does
+MIN_FEW_KEYS = 128  # a part of fewer keys is not worth a program and its partial results
+MIN_MANY_KEYS = 256
 
 Item = tuple[int, int, int, int, int, int]
 
@@ -54,18 +74,37 @@ class _Piece:
     key_begin: int
     key_end: int
 
+    @property
+    def n_keys(self) -> int:
+        return self.key_end - self.key_begin
+
+    def parts(self, step: int) -> Iterator["_Piece"]:
+        """The piece in parts of `step` keys and a rest."""
+        for begin in range(self.key_begin, self.key_end, step):
+            yield _Piece(self.members, begin, min(begin + step, self.key_end))
+
 
 def plan_items(
-    runs: Sequence[QueryRun], page_size: int, *, share: bool = True, min_items: int = 1
+    runs: Sequence[QueryRun],
+    page_size: int,
+    *,
+    share: bool = True,
+    min_items: int = 1,
+    programs: int = 0,
 ) -> Items:
-    """The items of a step. If they are few, long key runs are cut until about min_items result."""
+    """The items of a step. If they are few, long key runs are cut until about min_items result.
+
+    With `programs` they are cut so that as many, running at once, are done at about the same time.
+    """
     order = sorted(range(len(runs)), key=lambda i: runs[i].pages)
     pieces = (
         list(_branches(runs, tuple(order), 0, 0, page_size))
         if share and len(runs) > 1
         else [_Piece((i,), 0, _end(runs[i])) for i in order]
     )
-    if len(pieces) < min_items:
+    if programs:
+        pieces = list(_balanced(runs, pieces, programs, page_size))
+    elif len(pieces) < min_items:
         pieces = [part for piece in pieces for part in _cut(runs, piece, min_items, page_size)]
     return _lay_out(runs, pieces, page_size)
 
@@ -116,14 +155,53 @@ def _cut(
     runs: Sequence[QueryRun], piece: _Piece, min_items: int, page_size: int
 ) -> Iterator[_Piece]:
     """The piece in parts of whole pages, if it has few rows: kernels divide many themselves."""
-    length = piece.key_end - piece.key_begin
-    if sum(runs[i].n_rows for i in piece.members) > MAX_SPLIT_ROWS:
+    if _n_rows(runs, piece) > MAX_SPLIT_ROWS:
         yield piece
         return
-    step = max(-(-length // min_items), MIN_SPLIT_KEYS)
-    step = -(-step // page_size) * page_size
-    for begin in range(piece.key_begin, piece.key_end, step):
-        yield _Piece(piece.members, begin, min(begin + step, piece.key_end))
+    step = max(_ceil_div(piece.n_keys, min_items), MIN_SPLIT_KEYS)
+    yield from piece.parts(_whole_pages(step, page_size))
+
+
+def _balanced(
+    runs: Sequence[QueryRun], pieces: Sequence[_Piece], programs: int, page_size: int
+) -> Iterator[_Piece]:
+    """The pieces in parts of whole pages, each in equal ones, as the module docstring says."""
+    rows = [_n_rows(runs, piece) for piece in pieces]
+    few_work = many_work = 0
+    for n, piece in zip(rows, pieces, strict=True):
+        if n <= FEW_ROWS:
+            few_work += piece.n_keys
+        else:
+            many_work += piece.n_keys * _ceil_div(n, TILE_ROWS)
+    few = max(_ceil_div(few_work, programs), MIN_FEW_KEYS)
+    many = max(_ceil_div(many_work, _ceil_div(programs, SIDE_BY_SIDE)), MIN_MANY_KEYS)
+    few, many = _whole_pages(few, page_size), _whole_pages(many, page_size)
+    for n, piece in zip(rows, pieces, strict=True):
+        parts = _ceil_div(piece.n_keys, few) if n <= FEW_ROWS else max(piece.n_keys // many, 1)
+        yield from piece.parts(_whole_pages(_ceil_div(piece.n_keys, parts), page_size))
+
+
+def room_for_parts(programs: int) -> tuple[int, int]:
+    """The most (items, rows in them) that cutting for so many programs adds to a plan.
+
+    Parts of few rows are at least as long as the mean of `programs`, so there are no more than
+    that on top of the uncut ones; in the same way for more rows, of which a mean has TILE_ROWS.
+    """
+    many = _ceil_div(programs, SIDE_BY_SIDE)
+    return programs + many, FEW_ROWS * programs + TILE_ROWS * many
+
+
+def _n_rows(runs: Sequence[QueryRun], piece: _Piece) -> int:
+    return sum(runs[i].n_rows for i in piece.members)
+
+
+def _ceil_div(n: int, size: int) -> int:
+    return -(-n // size)
+
+
+def _whole_pages(keys: int, page_size: int) -> int:
+    """The number of keys rounded up to pages."""
+    return _ceil_div(keys, page_size) * page_size
 
 
 def _lay_out(runs: Sequence[QueryRun], pieces: list[_Piece], page_size: int) -> Items:
@@ -141,12 +219,11 @@ def _lay_out(runs: Sequence[QueryRun], pieces: list[_Piece], page_size: int) -> 
             # rows that come before the piece's first key see none of it
             skipped = max(piece.key_begin - runs[i].start, 0)
             rows += range(runs[i].first_row + skipped, runs[i].first_row + runs[i].n_rows)
-        first_page, end_page = piece.key_begin // page_size, -(-piece.key_end // page_size)
+        first_page, end_page = piece.key_begin // page_size, _ceil_div(piece.key_end, page_size)
         pages += runs[piece.members[0]].pages[first_page:end_page]
         n_rows = len(rows) - row_begin
         direct = uses[piece.members[0]] == 1
-        keys = piece.key_end - piece.key_begin
         partial = -1 if direct else n_partials
-        items.append((row_begin, n_rows, page_begin, piece.key_begin, keys, partial))
+        items.append((row_begin, n_rows, page_begin, piece.key_begin, piece.n_keys, partial))
         n_partials += 0 if direct else n_rows
     return Items(items, rows, pages)

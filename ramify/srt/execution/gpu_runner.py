@@ -131,7 +131,7 @@ class GpuRunner:
         self._rows: dict[str, GpuRow] = {}
         self._masks = MaskFiller(model.config.vocab_size)
         self._free = list(range(max_requests - 1, -1, -1))
-        self._min_items = device.attention_pieces(model.config.n_kv_heads)
+        self._programs = device.attention_pieces(model.config.n_kv_heads)
         with torch.inference_mode():
             tables = Tables(pool.page_size, max_pages, max_requests)
             self._state = DeviceState(device, max_requests, tables, pool.n_pages - 1)
@@ -230,7 +230,7 @@ class GpuRunner:
                 self._state.put("position", row.index, chunk.start + len(chunk.tokens) - 1)
                 row.position = chunk.start + len(chunk.tokens)
         self._state.flush()
-        step = step_tensors(chunks, self._pool.page_size, min_items=self._min_items)
+        step = step_tensors(chunks, self._pool.page_size, programs=self._programs)
         inputs = self._inputs(chunks, step)
         hidden = self._model.forward(inputs, self._pool)
         sampled, targets = _split(chunks, step)

@@ -20,9 +20,8 @@ from itertools import accumulate, chain
 import numpy as np
 import numpy.typing as npt
 
-from ramify.srt.attention.work_list import MAX_SPLIT_ROWS, QueryRun, plan_items
+from ramify.srt.attention.work_list import QueryRun, plan_items, room_for_parts
 
-SPLIT_KEYS = 128  # a shorter piece of a key run is not worth a partial result
 DIRECT = -1
 ITEM_WORDS = 6
 ALIGNED = 4  # words: kernels read 16 bytes at a time where they may
@@ -63,12 +62,14 @@ class Layout:
 
 
 def layout(bucket: int, n_pieces: int, *, shared: bool) -> Layout:
-    """Room for a bucket whose key runs are cut into about `n_pieces` in all.
+    """Room for a bucket whose key runs are cut for `n_pieces` programs at once.
 
     A tree over B rows has at most 2B - 1 nodes. Without sharing an item has one row.
     """
-    items = (2 * bucket if shared else bucket) + n_pieces
-    return Layout(bucket, items, 4 * bucket + MAX_SPLIT_ROWS * n_pieces if shared else items)
+    more_items, more_rows = room_for_parts(n_pieces)
+    if not shared:
+        return Layout(bucket, bucket + n_pieces, bucket + n_pieces)
+    return Layout(bucket, 2 * bucket + more_items, 4 * bucket + more_rows)
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,18 +126,12 @@ def decode_block(
 def _pieces(
     rows: Sequence[DecodeRow], tables: Tables, share: bool, n_pieces: int
 ) -> Iterator[_Piece]:
-    """Items of the rows, as long as they may be; with `n_pieces` no longer than makes that many."""
+    """Items of the rows: whole, or with `n_pieces` cut for as many programs at once."""
     runs = [QueryRun(i, 1, row.position, row.pages) for i, row in enumerate(rows)]
-    planned = plan_items(runs, tables.page_size, share=share)
-    keys = sum(item[4] for item in planned.items)
-    longest = max(-(-keys // n_pieces), SPLIT_KEYS) if n_pieces else keys
-    longest = -(-longest // tables.page_size) * tables.page_size
+    planned = plan_items(runs, tables.page_size, share=share, programs=n_pieces)
     for row_begin, row_count, _, key_begin, key_count, _ in planned.items:
         members = tuple(planned.rows[row_begin : row_begin + row_count])
-        end = key_begin + key_count
-        step = longest if row_count <= MAX_SPLIT_ROWS else key_count
-        for begin in range(key_begin, end, step):
-            yield _Piece(members, begin, min(step, end - begin))
+        yield _Piece(members, key_begin, key_count)
 
 
 def _lay_out(

@@ -25,9 +25,14 @@ class StepTensors:
 
 
 def step_tensors(
-    chunks: Sequence[Chunk], page_size: int, *, share: bool = True, min_items: int = 1
+    chunks: Sequence[Chunk],
+    page_size: int,
+    *,
+    share: bool = True,
+    min_items: int = 1,
+    programs: int = 0,
 ) -> StepTensors:
-    """Lay the chunks of a plan out one after the other. `share`, `min_items`: see `plan_items`."""
+    """Lay the chunks of a plan out one after the other. For the options see `plan_items`."""
     ids, positions, slots = [], [], []
     wanted: list[int] = []
     runs: list[QueryRun] = []
@@ -46,7 +51,7 @@ def step_tensors(
         if chunk.samples:
             wanted.append(first_row - 1)
     where = np.concatenate(positions)
-    items = plan_items(runs, page_size, share=share, min_items=min_items)
+    items = plan_items(runs, page_size, share=share, min_items=min_items, programs=programs)
     work = make_work_list(items.items, items.rows, where.tolist(), items.pages)
     inputs = StepInputs(
         token_ids=torch.from_numpy(np.concatenate(ids).astype(np.int64)),
