@@ -147,9 +147,12 @@ def test_an_engine_runs_through_flashinfer(tmp_path, monkeypatch):
             dtype="bfloat16",
             seed=1,
             mem_fraction_static=0.1,
+            max_running_requests=4,
         ) as engine:
             replies = engine.generate(input_ids=prompts, sampling_params=greedy)
             assert engine.server_info()["violations"] == []
         told.append([reply["output_ids"] for reply in replies])
     assert told[0] == told[1]
+    tried = [wrapper.plans[0][0][0].tolist() for wrapper in wrappers[:2]]
+    assert tried == [[0, 2], [0, 1]], "it was not tried out before the first request"
     assert sum(len(wrapper.plans) for wrapper in wrappers) > 12
