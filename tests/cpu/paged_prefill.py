@@ -15,6 +15,7 @@ class PagedPrefill:
     """Stands for flashinfer.BatchPrefillWithPagedKVCacheWrapper."""
 
     def __init__(self):
+        self.types = None
         self.plans = []  # (positional arguments, options) of each
         self.runs = []  # options of each
 
@@ -38,7 +39,9 @@ class PagedPrefill:
             self.requests.append((qo[i], rows, kv[i], keys))
         self.rows = qo[-1]
         self.shape = num_qo_heads, num_kv_heads, head_dim_qk, page_size
-        self.types = q_data_type, kv_data_type
+        types = q_data_type, kv_data_type
+        assert self.types in (None, types), "the kernels of the first plan stay"
+        self.types = types
         self.causal, self.scale = causal, sm_scale
         self.window, self.cap = window_left, logits_soft_cap or 0.0
         options = {

@@ -17,7 +17,7 @@ import torch
 sys.path.insert(0, str(Path(__file__).parent))
 sys.path.insert(0, str(Path(__file__).parents[1] / "triton"))
 from paged_prefill import PagedPrefill, merge_base_2
-from steps import Step, make_step
+from steps import TOLERANCE, Step, make_step
 from test_gpu_runner import Run, cpu_runner, gpu_runner, tiny_model
 
 from ramify.kernels.attention_options import PLAIN, AttentionOptions
@@ -232,12 +232,22 @@ def test_another_list_another_shape_or_other_options_are_planned_anew():
     torch.testing.assert_close(wider.run(rig.attention), wider.run(reference))
 
 
+def test_pools_of_another_type_have_wrappers_of_their_own():
+    rig = Rig()
+    for dtype in (FP32, torch.bfloat16, torch.bfloat16):
+        step = make_step([(20, 1), (30, 4)], 2, 1, 8, dtype)
+        near = TOLERANCE[dtype]
+        ours, oracle = step.run(rig.attention), step.run(reference)
+        torch.testing.assert_close(ours, oracle, atol=near, rtol=near)
+
+
 def test_steps_take_turns_at_the_wrappers():
     """A wrapper's next plan may overwrite memory that its last one is still being copied from."""
     rig = Rig()
-    decode = [make_step([(20 + i, 1)], 2, 1, 8, FP32) for i in range(4)]
+    decode = [make_step([(20 + i, 1)], 2, 1, 8, FP32) for i in range(5)]
+    decode[0].run(rig.attention)  # makes them
     used = []
-    for step in decode:
+    for step in decode[1:]:
         before = [len(wrapper.plans) for wrapper in rig.wrappers]
         step.run(rig.attention)
         used.append([i for i, w in enumerate(rig.wrappers) if len(w.plans) > before[i]])
@@ -273,7 +283,10 @@ def test_the_runner_for_gpus_hands_on_what_it_made_the_step_of():
     sizes = {"n_pages": 30, "page_size": 64, "most": 9}
     first = Run(cpu_runner(model, 30, 64), 2, overlap=False, **sizes)
     expected = first.answers()
-    model.ops = SimpleNamespace(**vars(load_ops("reference")) | {"paged_attention": attention})
+    own = {"backend": "flashinfer", "paged_attention": attention}
+    model.ops = SimpleNamespace(**vars(load_ops("reference")) | own)
+    with pytest.raises(ValueError, match="no decode step can be recorded with FlashInfer"):
+        gpu_runner(model, graph_rows=2, **sizes)
     runner, recordings = gpu_runner(model, graph_rows=0, **sizes)
     assert Run(runner, 2, overlap=True, **sizes).answers() == expected
     assert recordings.replays == 0

@@ -9,14 +9,15 @@ host: `WorkList.on_host` has them; without it they are read back, which waits fo
 
 The library copies a plan to the GPU from pinned memory that its next plan overwrites. A step may be
 planned before the one before it has begun. So wrappers take turns, and an event says when the copy
-of the last plan of a wrapper is done.
+of the last plan of a wrapper is done. A wrapper stays with the kernels that its first plan chose by
+the types of numbers, so each pair of types has wrappers of its own.
 
 Numerics: partial results are rounded to the type of q before they are merged. Ours are not.
 """
 
 import importlib
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import cycle
 from typing import Any, Protocol
@@ -76,12 +77,15 @@ class _Step:
 
 
 class FlashInferAttention:
-    """`paged_attention` of the table, by two wrappers for each of the steps in flight."""
+    """`paged_attention` of the table, by two wrappers for each of the steps in flight.
+
+    `make_wrapper` makes the library's; `merge` is stage 2, as in `ramify.kernels.triton.merge`.
+    """
 
     def __init__(self, make_wrapper: Callable[[], Wrapper], merge: Merge) -> None:
-        pairs = [_Wrappers(make_wrapper(), make_wrapper()) for _ in range(STEPS_IN_FLIGHT)]
-        self._turns = cycle(pairs)
+        self._make_wrapper = make_wrapper
         self._merge = merge
+        self._turns: dict[tuple[torch.dtype, torch.dtype], Iterator[_Wrappers]] = {}
         self._step: _Step | None = None
 
     def paged_attention(
@@ -121,7 +125,7 @@ class FlashInferAttention:
         options: AttentionOptions,
         key: tuple[Any, ...],
     ) -> _Step:
-        pair = next(self._turns)
+        pair = self._next_pair((q.dtype, k_pool.dtype))
         if pair.planned is not None:
             pair.planned.synchronize()
         common = {
@@ -146,6 +150,13 @@ class FlashInferAttention:
         partial = q.new_zeros((work.n_partials, heads, head_dim), dtype=torch.float32)
         lse = q.new_full((work.n_partials, heads), -torch.inf, dtype=torch.float32)
         return _Step(weakref.ref(work), key, tuple(batches), partial, lse)
+
+    def _next_pair(self, types: tuple[torch.dtype, torch.dtype]) -> _Wrappers:
+        if types not in self._turns:
+            pairs = range(STEPS_IN_FLIGHT)
+            make = self._make_wrapper
+            self._turns[types] = cycle([_Wrappers(make(), make()) for _ in pairs])
+        return next(self._turns[types])
 
 
 def _plan_requests(
@@ -199,7 +210,7 @@ def unsupported(dtype: torch.dtype, head_dim: int, group: int) -> str | None:
 
 
 def open_attention() -> FlashInferAttention:
-    """FlashInfer on the current GPU, and all of the memory that it will take there.
+    """FlashInfer on the current GPU, with its workspace there.
 
     Raises ModuleNotFoundError if flashinfer, or something that it needs, is not installed. Kernels
     are compiled when the first list is planned.
