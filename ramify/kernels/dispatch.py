@@ -7,7 +7,7 @@ from typing import Literal, cast
 
 from ramify.kernels.ops import Ops
 
-Backend = Literal["auto", "cpu", "triton", "reference"]
+Backend = Literal["auto", "cpu", "triton", "flashinfer", "reference"]
 logger = logging.getLogger(__name__)
 
 _REFERENCE = "ramify.kernels.reference."
@@ -108,7 +108,13 @@ def load_ops(backend: Backend = "auto") -> Ops:
     `cpu` builds the C++ library if no cached one fits, and raises BuildError if that fails.
     `auto` is `cpu`, or after a failed build `reference` with a warning: slow beats absent.
     `triton` is for tensors on a GPU, and raises ModuleNotFoundError where triton is not installed.
+    `flashinfer` is `triton` but for its attention, with a workspace of its own on the current GPU.
     """
+    if backend == "flashinfer":
+        from ramify.kernels.flashinfer.attention import open_attention
+
+        own = {"backend": backend, "paged_attention": open_attention().paged_attention}
+        return cast(Ops, SimpleNamespace(**vars(load_ops("triton")) | own))
     if backend in ("auto", "cpu"):
         backend = _cpu_or_reference(must=backend == "cpu")
     functions = {op: _resolve(places[backend]) for op, places in TABLE.items()}

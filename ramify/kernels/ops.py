@@ -18,7 +18,7 @@ from ramify.kernels.work_list import WorkList
 
 
 class Ops(Protocol):
-    """One backend's functions. Values only: nothing here keeps state between calls."""
+    """One backend's functions. Values only: a call's result depends on its arguments alone."""
 
     backend: str
 

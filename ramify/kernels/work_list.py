@@ -62,6 +62,7 @@ class WorkList:
     n_partials: int  # one partial row is [HQ, D] fp32 and its log-sum-exp [HQ] fp32
     max_rows: int  # no item has more rows, and all together have at most total_rows: what a
     total_rows: int  # launch must provide for, known without reading the items
+    on_host: "WorkList | None" = None  # the same list in host memory, for who plans there
 
     def __post_init__(self) -> None:
         """Raise ValueError for a wrong type or size: once per step, not in each layer."""

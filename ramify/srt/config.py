@@ -15,7 +15,7 @@ GRAMMAR_BACKENDS = ("auto", "llguidance", "xgrammar", "outlines")
 DTYPES = ("auto", "bfloat16", "float32")
 LOG_LEVELS = ("debug", "info", "warning", "error")
 DEVICES = ("cpu", "cuda")
-ATTENTION_BACKENDS = ("auto", "cpu", "triton", "reference")
+ATTENTION_BACKENDS = ("auto", "cpu", "triton", "flashinfer", "reference")
 
 # What is right for one device and wrong for the other: the defaults of options left out.
 BY_DEVICE: dict[str, dict[str, float]] = {
@@ -65,7 +65,11 @@ class EngineConfig:
         300.0, "an engine silent for this long is killed and restarted; 0: never", "execution"
     )
     attention_backend: str = option(
-        "auto", "kernels: C++, Triton or plain torch", "execution", ATTENTION_BACKENDS
+        "auto",
+        "kernels: C++ on a CPU, Triton on a GPU (auto), FlashInfer's attention among Triton's (no "
+        "CUDA graphs), or plain torch",
+        "execution",
+        ATTENTION_BACKENDS,
     )
     disable_cuda_graph: bool = option(
         False, "launch every kernel of a step by itself on a GPU (to compare)", "execution"
@@ -221,7 +225,10 @@ def check_engine(config: EngineConfig) -> None:
 
 def _check_device(config: EngineConfig) -> None:
     """Refuse kernels of the other device, and options that would do nothing on this one."""
-    backends = {"cpu": ("auto", "cpu", "reference"), "cuda": ("auto", "triton", "reference")}
+    backends = {
+        "cpu": ("auto", "cpu", "reference"),
+        "cuda": ("auto", "triton", "flashinfer", "reference"),
+    }
     fitting = backends.get(config.device, ATTENTION_BACKENDS)
     if config.attention_backend in ATTENTION_BACKENDS and config.attention_backend not in fitting:
         raise ConfigError(
@@ -229,3 +236,8 @@ def _check_device(config: EngineConfig) -> None:
         )
     if config.device == "cpu" and (config.disable_cuda_graph or config.cuda_graph_max_bs):
         raise ConfigError("disable_cuda_graph and cuda_graph_max_bs need device cuda")
+    if config.cuda_graph_max_bs and config.attention_backend in ("flashinfer", "reference"):
+        raise ConfigError(
+            "cuda_graph_max_bs needs attention_backend triton: with "
+            f"{config.attention_backend} no step is recorded"
+        )

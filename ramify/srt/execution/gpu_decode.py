@@ -46,6 +46,7 @@ class _Recorded:
 class DecodeSteps:
     """All sizes of decode step of one model. Sizes are recorded when they are made: largest first.
 
+    Raises ValueError for FlashInfer, which would not see that the list of a recording has changed.
     Recordings share `logits` and `tokens`: no two steps run at the same time.
     """
 
@@ -58,6 +59,8 @@ class DecodeSteps:
         state: DeviceState,
         sizes: Sequence[int],
     ) -> None:
+        if model.ops.backend == "flashinfer":
+            raise ValueError("no decode step can be recorded with FlashInfer: it plans on the host")
         self._device = device
         self._graphs = graphs
         self._model = model

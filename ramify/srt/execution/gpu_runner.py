@@ -325,10 +325,10 @@ def _errors(wanted: Sequence[Wanted], masks: Masks | None) -> dict[int, str]:
 
 
 def _uploaded(device: Device, work: WorkList) -> WorkList:
-    """The work list, on the device."""
+    """The work list, on the device, with what it was made of."""
     moved: dict[str, Any] = {
         name: device.upload(value.numpy())
         for name, value in vars(work).items()
         if isinstance(value, Tensor)
     }
-    return replace(work, **moved)
+    return replace(work, **moved, on_host=work)

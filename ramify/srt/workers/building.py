@@ -7,8 +7,6 @@ from pathlib import Path
 import torch
 
 from ramify.kernels.cpu.threads import set_threads
-from ramify.kernels.dispatch import load_ops
-from ramify.kernels.ops import Ops
 from ramify.radix_cache import eviction
 from ramify.radix_cache.file_worker import FileWorker
 from ramify.radix_cache.host_pool import HostPool
@@ -45,6 +43,7 @@ from ramify.srt.weights.cache_folder import cache_folder
 from ramify.srt.weights.fingerprint import fingerprint
 from ramify.srt.weights.reader import open_source
 from ramify.srt.weights.source import ModelFolder
+from ramify.srt.workers.attention_backend import load_backend, try_out
 from ramify.srt.workers.engine_core import EngineCore
 
 logger = logging.getLogger(__name__)
@@ -92,6 +91,7 @@ def _build(
         model.dtype,
         device.torch_device,
     )
+    try_out(model.ops, shape, pool)
     host, files, known = _tiers(config, folder, model, pool)
     cache = PrefixCache(
         n_pages,
@@ -130,16 +130,16 @@ def _runner(
         return Ahead(runner) if config.overlap else runner
     longest = min(model.config.context_length, n_pages * config.page_size)
     largest = config.cuda_graph_max_bs or min(config.max_running_requests, MAX_GRAPH_ROWS)
-    plain = model.ops.backend == "reference"  # reads numbers on the host: no recording can do that
+    eager = model.ops.backend != "triton"  # reads numbers on the host: no recording can do that
     return GpuRunner(
         device,
-        NoGraphs() if config.disable_cuda_graph or plain else CudaGraphs(),
+        NoGraphs() if config.disable_cuda_graph or eager else CudaGraphs(),
         model,
         pool,
         ends,
         max_requests=config.max_running_requests,
         max_pages=-(-longest // config.page_size) + 1,
-        max_graph_rows=0 if plain else largest,
+        max_graph_rows=0 if eager else largest,
         mover=mover,
     )
 
@@ -172,10 +172,12 @@ def _model(
     config: EngineConfig, folder: ModelFolder, shape: ModelConfig, device: Device
 ) -> LlamaModel:
     with torch.inference_mode():
+        dtype = _dtype(config.dtype, device)
+        ops = load_backend(config, shape, dtype)
         source = open_source(folder, config.seed or 0)
         if device.is_cuda:
             source = OnDevice(source, device)
-        model = LlamaModel(shape, source, _ops(config), _dtype(config.dtype, device))
+        model = LlamaModel(shape, source, ops, dtype)
         model.cos_sin = model.cos_sin.to(device.torch_device)
     if config.deterministic and not model.rows_are_independent:
         raise ConfigError(
@@ -183,19 +185,6 @@ def _model(
             "depends on the rows beside it"
         )
     return model
-
-
-def _ops(config: EngineConfig) -> Ops:
-    backend = config.attention_backend
-    if config.device == "cuda" and backend == "auto":
-        backend = "triton"
-    try:
-        return load_ops(backend)  # type: ignore[arg-type]  # checked at the edge
-    except ModuleNotFoundError as error:
-        raise ConfigError(
-            f"the {backend} kernels need {error.name}: install ramify[gpu], or take "
-            "--attention-backend reference, which is slow"
-        ) from None
 
 
 # --- tiers below the pool ------------------------------------------------------------------------
