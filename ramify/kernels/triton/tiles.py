@@ -10,7 +10,7 @@ registers on few, and a tile of few rows reads the keys of many too often:
 
 from typing import NamedTuple
 
-from ramify.kernels.triton.launch import next_power_of_2
+from ramify.kernels.triton.sizes import next_power_of_2
 
 MIN_ROWS = 16  # what a matrix product needs
 WIDE = 128  # above this many elements of a head, tiles are halved to fit registers

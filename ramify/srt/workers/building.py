@@ -41,6 +41,7 @@ from ramify.srt.models.config import ModelConfig
 from ramify.srt.models.llama import LlamaModel
 from ramify.srt.scheduling.limits import SchedulerLimits
 from ramify.srt.scheduling.scheduler import Scheduler
+from ramify.srt.tuning.store import measured_tiles
 from ramify.srt.weights.cache_folder import cache_folder
 from ramify.srt.weights.fingerprint import fingerprint
 from ramify.srt.weights.reader import open_source
@@ -167,7 +168,7 @@ def _model(
         source = open_source(folder, config.seed or 0)
         if device.is_cuda:
             source = OnDevice(source, device)
-        model = LlamaModel(shape, source, _ops(config), _dtype(config.dtype, device))
+        model = LlamaModel(shape, source, _ops(config, device), _dtype(config.dtype, device))
         model.cos_sin = model.cos_sin.to(device.torch_device)
     if config.deterministic and not model.rows_are_independent:
         raise ConfigError(
@@ -177,11 +178,13 @@ def _model(
     return model
 
 
-def _ops(config: EngineConfig) -> Ops:
+def _ops(config: EngineConfig, device: Device) -> Ops:
     backend = config.attention_backend
     if config.device == "cuda" and backend == "auto":
         backend = "triton"
     try:
+        if backend == "triton":
+            return load_ops("triton", measured_tiles(device.card))
         return load_ops(backend)  # type: ignore[arg-type]  # checked at the edge
     except ModuleNotFoundError as error:
         raise ConfigError(
