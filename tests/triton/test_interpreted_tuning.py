@@ -41,16 +41,13 @@ class Card(Device):
 
 
 class Clock:
-    """Runs what it times. It has the n-th of `tiles` in turn take `seconds[n]`, else one second."""
+    """Has the n-th of the tiles, in turn, take `seconds[n]`, else one second. Runs nothing."""
 
     def __init__(self, n_tiles, seconds):
         self.turn = itertools.cycle(range(n_tiles))
         self.seconds = seconds
-        self.calls = 0
 
     def __call__(self, call):
-        self.calls += 1
-        assert not call().isnan().any()
         return self.seconds.get(next(self.turn), 1.0)
 
 
@@ -60,10 +57,10 @@ def in_two_parts(first, second, n_first):
     return lambda call: (first if next(calls) < n_first else second)(call)
 
 
-def clock(small=None, large=None, plan=TINY):
-    n_small, n_large = map(len, candidates(SHAPE))
+def clock(small, large, plan=TINY, n_dropped=0):
+    n_small, n_large = len(candidates(SHAPE).small) - n_dropped, len(candidates(SHAPE).large)
     return in_two_parts(
-        Clock(n_small, small or {}), Clock(n_large, large or {}),
+        Clock(n_small, small), Clock(n_large, large),
         n_small * len(plan.small) * plan.rounds,
     )  # fmt: skip
 
@@ -101,22 +98,15 @@ def test_pools_do_not_grow_with_the_contexts(monkeypatch):
 
 @pytest.mark.parametrize("head_dim", [16, 256])
 def test_every_candidate_is_right(head_dim):
-    """Pages of 64 allow all of them."""
+    """Pages of 64 allow all of them. Those of the same sides are the same to the interpreter."""
     shape = SHAPE._replace(head_dim=head_dim, page_size=64)
-    ragged, listed = steps(shape).ragged(), candidates(shape)
-    expected, default = ragged.run(reference), default_tiles(shape)
-    for small, large in zip_longest(listed.small, listed.large):
-        tiles = Tiles(small or default.small, large or default.large)
+    ragged, listed, default = steps(shape).ragged(), candidates(shape), default_tiles(shape)
+    small, large = ({tile[:2]: tile for tile in tiles}.values() for tiles in listed)
+    assert (len(small), len(large)) == (2, 3)
+    expected = ragged.run(reference)
+    for one, other in zip_longest(small, large):
+        tiles = Tiles(one or default.small, other or default.large)
         assert why_not(in_tiles(tiles), ragged, expected, []) is None, tiles
-
-
-def test_the_fastest_of_each_launch_is_chosen():
-    tiles, (small, large) = tune(steps(), clock({3: 0.5}, {1: 0.99}), TINY)
-    assert tiles == default_tiles(SHAPE)._replace(small=candidates(SHAPE).small[3])
-    assert [len(choice.timed) for choice in (small, large)] == [*map(len, candidates(SHAPE))]
-    assert small.dropped == large.dropped == ()
-    assert (small.gain, large.gain) == (pytest.approx(1.0), 0.0)
-    assert small.timed[3].seconds == (0.5, 0.5)
 
 
 def test_wrong_results_are_told():
@@ -124,8 +114,8 @@ def test_wrong_results_are_told():
     expected = ragged.run(reference)
     right = in_tiles(default_tiles(SHAPE))
     assert why_not(right, ragged, expected, []) is None
-    expected[3, 1, 2] += 0.5
-    assert why_not(right, ragged, expected, []) == "its results are wrong, by up to 0.5"
+    expected[3, 1, 2] += 32
+    assert why_not(right, ragged, expected, []) == "its results are wrong, by up to 32"
 
 
 def test_a_result_that_is_no_number_is_wrong():
@@ -134,12 +124,12 @@ def test_a_result_that_is_no_number_is_wrong():
     expected = ragged.run(reference)
     assert not expected.isnan().any()
     assert ragged.k_pool.isnan().any()
-    ragged.k_pool.fill_(torch.nan)
-    assert "wrong" in why_not(in_tiles(default_tiles(SHAPE)), ragged, expected, [])
+    ragged.v_pool[0] = torch.nan
+    assert "results are wrong" in why_not(in_tiles(default_tiles(SHAPE)), ragged, expected, [])
 
 
 def test_a_wrong_candidate_is_dropped_however_fast(monkeypatch):
-    bad = candidates(SHAPE).small[3]
+    bad = candidates(SHAPE).small[1]
     whole = attention.attend_items
 
     def broken(q, k_pool, v_pool, work, scale, options, out, partial, lse, tiles_of):
@@ -149,8 +139,9 @@ def test_a_wrong_candidate_is_dropped_however_fast(monkeypatch):
 
     monkeypatch.setattr(attention, "attend_items", broken)
     plan = Plan(SMALL[:1], LARGE[:1], rounds=1)
-    tiles, (small, _) = tune(steps(), lambda call: (call(), 1.0)[1], plan)
-    assert tiles == default_tiles(SHAPE)
+    tiles, (small, large) = tune(steps(), clock({2: 0.5}, {1: 0.5}, plan, n_dropped=1), plan)
+    assert tiles == Tiles(small.timed[2].candidate, candidates(SHAPE).large[1])
+    assert (small.gain, large.gain) == (pytest.approx(1.0), pytest.approx(1.0))
     assert [dropped.tile for dropped in small.dropped] == [bad]
     assert bad not in [timed.candidate for timed in small.timed]
 
@@ -164,24 +155,23 @@ def test_no_candidate_at_all(monkeypatch):
 def test_what_is_measured_is_kept_told_and_used(tmp_path, monkeypatch):
     monkeypatch.setenv("RAMIFY_CACHE", str(tmp_path))
     card, counted = Card(torch.device("cpu")), []
-    timer = clock({3: 0.5}, {1: 0.8})
+    timer = clock({3: 0.5}, {1: 0.99})
     text = tune_card(card, SHAPE, lambda call: counted.append(1) or timer(call), TINY)
     assert len(counted) == TINY.n_timings(SHAPE)
-    best = Tiles(candidates(SHAPE).small[3], candidates(SHAPE).large[1])
+    best = default_tiles(SHAPE)._replace(small=candidates(SHAPE).small[3])
     file = tuning_file("Test card")
     kept = read(file, "Test card", kernel_stamp()).measured
     assert kept == {SHAPE: best}
     lines = text.splitlines()
     assert lines[0] == "attention on Test card: 2 query heads, 1 K/V heads of 16, pages of 32"
     assert "small tile: 16 x 64, 4 warps, 5 stages: 100.0% faster with" in text
-    assert "large tile: 128 x 64, 8 warps, 2 stages: 25.0% faster with 128 x 32, 8 warps" in text
+    assert "large tile: 128 x 64, 8 warps, 2 stages: kept" in text
     assert ["decode", "3", "x", "100", "1000000.0", "500000.0"] in [x.split() for x in lines]
     assert lines[-1] == f"kept in {file}; engines use it from their next start"
 
     used = []
-    monkeypatch.setattr(
-        attention, "attend_items", lambda *args: used.append(args[-1](SHAPE)) or args[6].zero_()
-    )
+    monkeypatch.setattr(attention, "attend_items", lambda *args: used.append(args[-1](SHAPE)))
+    monkeypatch.setattr(attention, "merge_partials", lambda *args: None)
     ragged = steps().ragged()
     ragged.run(load_ops("triton", measured_tiles("Test card")).paged_attention)
     ragged.run(load_ops("triton").paged_attention)
