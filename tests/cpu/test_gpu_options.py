@@ -8,6 +8,7 @@ import msgspec
 import pytest
 import torch
 
+from ramify.frontend_api import cli
 from ramify.kernels.triton.stamp import kernel_stamp
 from ramify.kernels.triton.tile_table import AttentionShape, candidates, default_tiles
 from ramify.radix_cache.kv_pool import bytes_per_page
@@ -109,6 +110,23 @@ def test_options_that_cannot_work_are_refused(options, words):
 def test_without_a_gpu_the_device_is_refused_in_one_sentence(smollm2):
     with pytest.raises(ConfigError, match="device cuda: no NVIDIA GPU can be used here"):
         Engine("smollm2", device="cuda")
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is an NVIDIA GPU here")
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ((), "device cuda: no NVIDIA GPU can be used here"),
+        (("--page-size", "0"), "page_size must be at least 1, got 0"),
+    ],
+)
+def test_tuning_without_a_gpu_is_refused_in_one_line(options, words, capsys):
+    """Before it looks for the model: that would be fetched in vain."""
+    assert cli.main(["tune", "no/such-model", *options]) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.startswith(f"ramify: {words}")
+    assert err.count("\n") == 1
 
 
 class StandIn(Device):

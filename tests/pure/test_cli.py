@@ -10,7 +10,6 @@ import time
 from pathlib import Path
 
 import pytest
-import torch
 
 from ramify.frontend_api import cli, serve
 from ramify.frontend_api.commands import chat
@@ -39,22 +38,6 @@ def test_every_option_of_the_config_is_a_flag(capsys):
         for item in dataclasses.fields(config):
             if item.name != "model":
                 assert f"--{item.name.replace('_', '-')}" in shown
-
-
-@pytest.mark.skipif(torch.cuda.is_available(), reason="there is an NVIDIA GPU here")
-@pytest.mark.parametrize(
-    ("options", "words"),
-    [
-        ((), "device cuda: no NVIDIA GPU can be used here"),
-        (("--page-size", "0"), "page_size must be at least 1, got 0"),
-    ],
-)
-def test_tune_without_a_gpu_says_so_in_one_line(options, words):
-    """Before it looks for the model: it would be fetched in vain."""
-    done = run("tune", "no/such-model", *options)
-    assert (done.returncode, done.stdout) == (2, "")
-    assert done.stderr.startswith(f"ramify: {words}")
-    assert done.stderr.count("\n") == 1
 
 
 def test_what_is_not_given_keeps_its_default():
