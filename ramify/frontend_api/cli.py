@@ -23,6 +23,7 @@ COMMANDS = {
     "generate": "ramify.frontend_api.commands.generate",
     "chat": "ramify.frontend_api.commands.chat",
     "models": "ramify.frontend_api.commands.models",
+    "tune": "ramify.frontend_api.commands.tune",
 }
 
 
@@ -73,6 +74,12 @@ def build_parser() -> argparse.ArgumentParser:
     add_config(chat, EngineConfig)
 
     commands.add_parser("models", help="list the models that can be named")
+
+    tune = commands.add_parser("tune", help="measure kernels for a model on this machine's GPU")
+    tune.add_argument("model", help=MODEL_HELP)
+    tune.add_argument(
+        "--page-size", type=int, default=64, help="that of the engine to tune for (default 64)"
+    )
     return parser
 
 

@@ -2,10 +2,13 @@
 
 import importlib
 import logging
+from collections.abc import Callable
+from functools import partial
 from types import SimpleNamespace
 from typing import Literal, cast
 
 from ramify.kernels.ops import Ops
+from ramify.kernels.triton.tile_table import TilesOf
 
 Backend = Literal["auto", "cpu", "triton", "flashinfer", "reference"]
 logger = logging.getLogger(__name__)
@@ -102,14 +105,20 @@ TABLE = {
 }
 
 
-def load_ops(backend: Backend = "auto") -> Ops:
+IN_TILES = _TRITON + "attention:attention_in_tiles"
+
+
+def load_ops(backend: Backend = "auto", tiles_of: TilesOf | None = None) -> Ops:
     """The operations of one backend.
 
     `cpu` builds the C++ library if no cached one fits, and raises BuildError if that fails.
     `auto` is `cpu`, or after a failed build `reference` with a warning: slow beats absent.
     `triton` is for tensors on a GPU, and raises ModuleNotFoundError where triton is not installed.
     `flashinfer` is `triton` but for its attention, with a workspace of its own on the current GPU.
+    `tiles_of` are the tiles of Triton's attention, where others than the default were measured.
     """
+    if tiles_of is not None and backend != "triton":
+        raise ValueError(f"tiles are for the backend triton, not {backend}")
     if backend == "flashinfer":
         from ramify.kernels.flashinfer.attention import open_attention
 
@@ -118,6 +127,8 @@ def load_ops(backend: Backend = "auto") -> Ops:
     if backend in ("auto", "cpu"):
         backend = _cpu_or_reference(must=backend == "cpu")
     functions = {op: _resolve(places[backend]) for op, places in TABLE.items()}
+    if tiles_of is not None:
+        functions["paged_attention"] = partial(_resolve(IN_TILES), tiles_of)
     return cast(Ops, SimpleNamespace(backend=backend, **functions))
 
 
@@ -135,6 +146,7 @@ def _cpu_or_reference(must: bool) -> Backend:
     return "cpu"
 
 
-def _resolve(place: str) -> object:
+def _resolve(place: str) -> Callable[..., object]:
     module, name = place.split(":")
-    return getattr(importlib.import_module(module), name)
+    found: Callable[..., object] = getattr(importlib.import_module(module), name)
+    return found

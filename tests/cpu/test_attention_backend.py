@@ -18,9 +18,11 @@ from ramify.radix_cache.kv_pool import KvPool
 from ramify.srt.config import EngineConfig, check_engine
 from ramify.srt.engine import Engine
 from ramify.srt.errors import ConfigError
+from ramify.srt.execution.device import Device
 from ramify.srt.workers import attention_backend, building
-from ramify.srt.workers.attention_backend import load_backend, try_out
+from ramify.srt.workers.attention_backend import load_kernels, try_out
 
+CPU = Device(torch.device("cpu"))
 BF16 = torch.bfloat16
 TINY = {
     "architectures": ["LlamaForCausalLM"],
@@ -63,7 +65,7 @@ def test_flashinfer_is_for_gpus():
 @pytest.mark.parametrize("backend", ["cpu", "reference"])
 def test_the_option_selects(backend):
     config = EngineConfig(attention_backend=backend)
-    assert load_backend(config, LLAMA_8B, torch.float32).backend == backend
+    assert load_kernels(config, LLAMA_8B, torch.float32, CPU).backend == backend
 
 
 @pytest.mark.parametrize("absent", ["flashinfer", "triton"])
@@ -74,14 +76,14 @@ def test_without_the_package_it_says_what_to_install(absent, monkeypatch):
         monkeypatch.delitem(sys.modules, module)
     config = EngineConfig(device="cuda", attention_backend="flashinfer")
     with pytest.raises(ConfigError, match=f"need {absent}.*flashinfer-python.*backend triton"):
-        load_backend(config, LLAMA_8B, BF16)
+        load_kernels(config, LLAMA_8B, BF16, CPU)
 
 
 def test_a_model_or_a_type_that_does_not_fit_is_refused_before_anything_is_loaded(monkeypatch):
     monkeypatch.setitem(sys.modules, "flashinfer", None)
     config = EngineConfig(device="cuda", attention_backend="flashinfer")
     with pytest.raises(ConfigError, match=r"flashinfer does not fit: .*not in float32.*triton"):
-        load_backend(config, LLAMA_8B, torch.float32)
+        load_kernels(config, LLAMA_8B, torch.float32, CPU)
 
 
 # --- with what FlashInfer's documentation promises in its place ----------------------------------
@@ -139,7 +141,7 @@ def test_an_engine_runs_through_flashinfer(tmp_path, monkeypatch):
     wrappers, told = [], []
     for backend in ("flashinfer", "reference"):
         ops = through_flashinfer(wrappers) if backend == "flashinfer" else load_ops("reference")
-        monkeypatch.setattr(attention_backend, "load_ops", lambda name, ops=ops: ops)
+        monkeypatch.setattr(attention_backend, "load_ops", lambda *_, ops=ops: ops)
         with Engine(
             f"dummy:{tmp_path / 'tiny.json'}",
             device="cuda",

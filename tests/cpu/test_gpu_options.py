@@ -2,11 +2,15 @@
 
 import dataclasses
 import json
+from importlib.util import find_spec
 
 import msgspec
 import pytest
 import torch
 
+from ramify.frontend_api import cli
+from ramify.kernels.triton.stamp import kernel_stamp
+from ramify.kernels.triton.tile_table import AttentionShape, candidates, default_tiles
 from ramify.radix_cache.kv_pool import bytes_per_page
 from ramify.srt.config import EngineConfig, check_engine
 from ramify.srt.engine import Engine
@@ -14,7 +18,9 @@ from ramify.srt.errors import ConfigError
 from ramify.srt.execution.device import Device, Fetched
 from ramify.srt.execution.memory import GIB, pool_pages
 from ramify.srt.models.config import ModelConfig
+from ramify.srt.tuning.store import keep, tuning_file
 from ramify.srt.workers import building
+from ramify.srt.workers.attention_backend import load_kernels
 
 BF16 = torch.bfloat16
 LLAMA_8B = ModelConfig.from_hf(
@@ -107,10 +113,28 @@ def test_without_a_gpu_the_device_is_refused_in_one_sentence(smollm2):
         Engine("smollm2", device="cuda")
 
 
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is an NVIDIA GPU here")
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ((), "device cuda: no NVIDIA GPU can be used here"),
+        (("--page-size", "0"), "page_size must be at least 1, got 0"),
+    ],
+)
+def test_tuning_without_a_gpu_is_refused_in_one_line(options, words, capsys):
+    """Before it looks for the model: that would be fetched in vain."""
+    assert cli.main(["tune", "no/such-model", *options]) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.startswith(f"ramify: {words}")
+    assert err.count("\n") == 1
+
+
 class StandIn(Device):
     """The CPU in the place of a GPU with 1 GiB, none of it taken."""
 
     is_cuda = True
+    card = "Stand-in"
     free_and_total = (GIB, GIB)
 
     def upload(self, array):
@@ -121,6 +145,18 @@ class StandIn(Device):
 
     def attention_pieces(self, kv_heads):
         return 4
+
+
+@pytest.mark.skipif(find_spec("triton") is None, reason="triton is not installed")
+@pytest.mark.parametrize("card", ["Stand-in", "Another"])
+def test_an_engine_uses_the_tiles_that_were_measured_on_its_card(card, tmp_path, monkeypatch):
+    monkeypatch.setenv("RAMIFY_CACHE", str(tmp_path))
+    shape = AttentionShape(32, 8, 128, 2, 2, 64)
+    tiles = default_tiles(shape)._replace(small=candidates(shape).small[1])
+    keep(tuning_file(card), card, kernel_stamp(), shape, tiles)
+    ops = load_kernels(on_gpu(), LLAMA_8B, BF16, StandIn(torch.device("cpu")))
+    (tiles_of,) = ops.paged_attention.args
+    assert tiles_of(shape) == (tiles if card == StandIn.card else default_tiles(shape))
 
 
 def test_an_engine_is_put_together_for_a_gpu(tmp_path, monkeypatch):

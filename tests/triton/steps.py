@@ -8,6 +8,7 @@ import torch
 from ramify.kernels.attention_options import PLAIN
 from ramify.kernels.triton.attention import attend_items
 from ramify.kernels.triton.merge import merge_partials
+from ramify.kernels.triton.tile_table import default_tiles
 from ramify.kernels.work_list import WorkList, check, make_work_list
 from ramify.srt.attention.work_list import QueryRun, plan_items
 
@@ -78,7 +79,10 @@ def in_large_tile(tile):
         out = torch.full_like(q, torch.nan)
         partial = out.new_full((work.n_partials, heads, head_dim), torch.nan, dtype=torch.float32)
         lse = out.new_full((work.n_partials, heads), torch.nan, dtype=torch.float32)
-        attend_items(q, k_pool, v_pool, work, scale, options, out, partial, lse, large=tile)
+        attend_items(
+            q, k_pool, v_pool, work, scale, options, out, partial, lse,
+            tiles_of=lambda shape: default_tiles(shape)._replace(large=tile),
+        )  # fmt: skip
         merge_partials(partial, lse, work, out)
         return out
 

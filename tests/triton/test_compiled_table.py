@@ -2,12 +2,21 @@
 
 import inspect
 
+import pytest
+
 from ramify.kernels.dispatch import TABLE, load_ops
+from ramify.kernels.triton.tile_table import TileTable
 
 
-def test_every_op_is_called_as_its_twin():
-    ops, twins = load_ops("triton"), load_ops("reference")
+@pytest.mark.parametrize("tiles_of", [None, TileTable().tiles_of])
+def test_every_op_is_called_as_its_twin(tiles_of):
+    ops, twins = load_ops("triton", tiles_of), load_ops("reference")
     assert ops.backend == "triton"
     for name in TABLE:
         mine, twin = (inspect.signature(getattr(backend, name)) for backend in (ops, twins))
         assert mine == twin, name
+
+
+def test_tiles_are_for_triton_alone():
+    with pytest.raises(ValueError, match="backend triton, not reference"):
+        load_ops("reference", TileTable().tiles_of)

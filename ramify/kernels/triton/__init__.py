@@ -2,5 +2,6 @@
 
 Reading order: `launch` (what all of them share), `attention` and `merge`, `rope_cache`, `sampling`;
 `fp8`, `w4a16` and `moe` wait for models that use them. Nothing outside this folder imports
-triton, and `dispatch` imports this folder only when the backend `triton` is asked for.
+triton, and nothing does before the backend `triton` is asked for: `sizes`, `tiles` and
+`tile_table`, which say what may be launched, do without it.
 """

@@ -40,7 +40,8 @@ from ramify.kernels.triton.launch import (
     precision,
 )
 from ramify.kernels.triton.merge import merge_partials
-from ramify.kernels.triton.tiles import Tile, can_describe, large_tile, small_tile
+from ramify.kernels.triton.tile_table import AttentionShape, TilesOf, default_tiles
+from ramify.kernels.triton.tiles import Tile, can_describe
 from ramify.kernels.work_list import WorkList
 
 
@@ -58,12 +59,25 @@ def paged_attention(
 
     The pools may be fp8. Indices of the work list are trusted: a GPU cannot report them in time.
     """
+    return attention_in_tiles(default_tiles, q, k_pool, v_pool, work, scale, options)
+
+
+def attention_in_tiles(
+    tiles_of: TilesOf,
+    q: Tensor,
+    k_pool: Tensor,
+    v_pool: Tensor,
+    work: WorkList,
+    scale: float,
+    options: AttentionOptions = PLAIN,
+) -> Tensor:
+    """`paged_attention` in the tiles that `tiles_of` gives for its shape."""
     check_attention(q, k_pool, v_pool, work.positions, fp8=True)
     heads, head_dim = q.shape[1:]
     out = torch.empty_like(q)
     partial = q.new_empty((work.n_partials, heads, head_dim), dtype=torch.float32)
     lse = q.new_empty((work.n_partials, heads), dtype=torch.float32)
-    attend_items(q, k_pool, v_pool, work, scale, options, out, partial, lse)
+    attend_items(q, k_pool, v_pool, work, scale, options, out, partial, lse, tiles_of)
     merge_partials(partial, lse, work, out)
     return out
 
@@ -78,19 +92,20 @@ def attend_items(
     out: Tensor,
     partial: Tensor,
     lse: Tensor,
-    large: Tile | None = None,
+    tiles_of: TilesOf = default_tiles,
 ) -> None:
     """Stage 1: changes the rows of `out` that an item alone gives, and every partial.
 
     out [T, HQ, D]   partial [n_partials, HQ, D] fp32   lse [n_partials, HQ] fp32, in base 2
-
-    `large` is another tile than that of `tiles` for items of many rows.
     """
     heads, head_dim = q.shape[1:]
     _, kv_heads, page_size, _ = k_pool.shape
     group, n_items = heads // kv_heads, work.items.shape[0]
-    small = small_tile(group, head_dim, k_pool.dtype.itemsize)
-    large = large or large_tile(head_dim, q.dtype.itemsize)
+    small, large = tiles_of(
+        AttentionShape(
+            heads, kv_heads, head_dim, q.dtype.itemsize, k_pool.dtype.itemsize, page_size
+        )
+    )
     launches: list[tuple[int, Tile]] = []
     some_large = work.max_rows * group > small.rows
     if n_items > 1 or not some_large:

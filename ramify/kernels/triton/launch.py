@@ -3,20 +3,23 @@
 import triton
 import triton.language as tl
 from torch import Tensor
+from triton.errors import TritonError  # a kernel that this GPU cannot run, or cannot compile
+
+from ramify.kernels.triton.sizes import cdiv, next_power_of_2
+
+__all__ = [
+    "LOG2E",
+    "LOG2_E",
+    "TritonError",
+    "cdiv",
+    "compute_capability",
+    "next_power_of_2",
+    "precision",
+]
 
 LOG2_E = 1.4426950408889634
 INTERPRETED = 90
 LOG2E = tl.constexpr(LOG2_E)
-
-
-def next_power_of_2(n: int) -> int:
-    """The least power of two that is at least n: the sides of a tile must be such."""
-    return 1 << max(n - 1, 0).bit_length()
-
-
-def cdiv(n: int, size: int) -> int:
-    """How many tiles of a size cover n."""
-    return -(-n // size)
 
 
 def precision(x: Tensor) -> str:

@@ -14,7 +14,7 @@ is not known, as neither has run on a GPU: so it is a field of the tile, to be c
 
 from typing import NamedTuple
 
-from ramify.kernels.triton.launch import next_power_of_2
+from ramify.kernels.triton.sizes import next_power_of_2
 
 MIN_ROWS = 16  # what a matrix product needs of each side
 WIDE = 128  # above this many elements of a head, tiles are halved to fit registers

@@ -51,6 +51,11 @@ class Device:
         return self.torch_device.type == "cuda"
 
     @property
+    def card(self) -> str:
+        """What the GPU is called."""
+        return torch.cuda.get_device_name(self.torch_device)
+
+    @property
     def free_and_total(self) -> tuple[int, int]:
         """Bytes of a GPU's memory: those that are free, and all. Gives back what torch keeps."""
         torch.cuda.empty_cache()

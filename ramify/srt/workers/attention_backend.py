@@ -8,7 +8,9 @@ from ramify.kernels.work_list import make_work_list
 from ramify.radix_cache.kv_pool import KvPool
 from ramify.srt.config import EngineConfig
 from ramify.srt.errors import ConfigError
+from ramify.srt.execution.device import Device
 from ramify.srt.models.config import ModelConfig
+from ramify.srt.tuning.store import measured_tiles
 
 MISSING = {
     "triton": "install ramify[gpu], or take --attention-backend reference, which is slow",
@@ -17,7 +19,9 @@ MISSING = {
 }
 
 
-def load_backend(config: EngineConfig, shape: ModelConfig, dtype: torch.dtype) -> Ops:
+def load_kernels(
+    config: EngineConfig, shape: ModelConfig, dtype: torch.dtype, device: Device
+) -> Ops:
     """The operations for this device and model. Raises ConfigError if they are not to be had."""
     backend = config.attention_backend
     if config.device == "cuda" and backend == "auto":
@@ -25,7 +29,8 @@ def load_backend(config: EngineConfig, shape: ModelConfig, dtype: torch.dtype) -
     if backend == "flashinfer":
         _check_flashinfer(shape, dtype)
     try:
-        return load_ops(backend)  # type: ignore[arg-type]  # checked at the edge
+        tiles_of = measured_tiles(device.card) if backend == "triton" else None
+        return load_ops(backend, tiles_of)  # type: ignore[arg-type]  # checked at the edge
     except ModuleNotFoundError as error:
         if backend not in MISSING:
             raise

@@ -43,7 +43,7 @@ from ramify.srt.weights.cache_folder import cache_folder
 from ramify.srt.weights.fingerprint import fingerprint
 from ramify.srt.weights.reader import open_source
 from ramify.srt.weights.source import ModelFolder
-from ramify.srt.workers.attention_backend import load_backend, try_out
+from ramify.srt.workers.attention_backend import load_kernels, try_out
 from ramify.srt.workers.engine_core import EngineCore
 
 logger = logging.getLogger(__name__)
@@ -173,7 +173,7 @@ def _model(
 ) -> LlamaModel:
     with torch.inference_mode():
         dtype = _dtype(config.dtype, device)
-        ops = load_backend(config, shape, dtype)
+        ops = load_kernels(config, shape, dtype, device)
         source = open_source(folder, config.seed or 0)
         if device.is_cuda:
             source = OnDevice(source, device)
