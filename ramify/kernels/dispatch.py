@@ -101,9 +101,20 @@ TABLE = {
     },
 }
 
+# What stands in for an op that mixes rows, where no bit of a row may depend on those beside it.
+ROWS_APART = {
+    "linear": {
+        "reference": _REFERENCE + "linear:linear_by_row",
+        "triton": _TRITON + "linear:linear",
+    },
+}
 
-def load_ops(backend: Backend = "auto") -> Ops:
-    """The operations of one backend.
+
+def load_ops(backend: Backend = "auto", *, rows_apart: bool = False) -> Ops:
+    """The operations of one backend; with `rows_apart` those that keep a row's bits to itself.
+
+    Attention keeps them too, if each of its items is of one row. `rows_apart` is for `triton` and
+    `reference`; the C++ kernels are what they are.
 
     `cpu` builds the C++ library if no cached one fits, and raises BuildError if that fails.
     `auto` is `cpu`, or after a failed build `reference` with a warning: slow beats absent.
@@ -111,8 +122,10 @@ def load_ops(backend: Backend = "auto") -> Ops:
     """
     if backend in ("auto", "cpu"):
         backend = _cpu_or_reference(must=backend == "cpu")
-    functions = {op: _resolve(places[backend]) for op, places in TABLE.items()}
-    return cast(Ops, SimpleNamespace(backend=backend, **functions))
+    rows_apart = rows_apart and backend != "cpu"
+    table = TABLE | ROWS_APART if rows_apart else TABLE
+    functions = {op: _resolve(places[backend]) for op, places in table.items()}
+    return cast(Ops, SimpleNamespace(backend=backend, rows_apart=rows_apart, **functions))
 
 
 def _cpu_or_reference(must: bool) -> Backend:

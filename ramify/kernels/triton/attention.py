@@ -116,7 +116,7 @@ def attend_items(
         )
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["n_items"])  # one binary, whatever is in the step
 def attention_kernel(
     Q, K, V, Items, Rows, Positions, Pages, Out, Partial, Lse,
     n_items, scale, v_scale, soft_cap,
