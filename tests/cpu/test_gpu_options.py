@@ -123,20 +123,26 @@ class StandIn(Device):
         return 4
 
 
+TINY = {
+    "architectures": ["LlamaForCausalLM"],
+    "hidden_size": 64,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "intermediate_size": 96,
+    "vocab_size": 211,
+    "max_position_embeddings": 512,
+}
+
+
+def tiny(folder):
+    (folder / "tiny.json").write_text(json.dumps(TINY))
+    return f"dummy:{folder / 'tiny.json'}"
+
+
 def test_an_engine_is_put_together_for_a_gpu(tmp_path, monkeypatch):
     """All but the GPU itself: the options, the size of the pool, the runner, steps ahead."""
     monkeypatch.setattr(building, "open_device", lambda name: StandIn(torch.device("cpu")))
-    config = {
-        "architectures": ["LlamaForCausalLM"],
-        "hidden_size": 64,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 4,
-        "num_key_value_heads": 2,
-        "intermediate_size": 96,
-        "vocab_size": 211,
-        "max_position_embeddings": 512,
-    }
-    (tmp_path / "tiny.json").write_text(json.dumps(config))
     prompts = [[*range(1, 90), 100 + i] for i in range(6)]
     greedy = {"temperature": 0.0, "max_new_tokens": 12, "ignore_eos": True}
     told = {}
@@ -144,7 +150,7 @@ def test_an_engine_is_put_together_for_a_gpu(tmp_path, monkeypatch):
         if device == "cpu":
             monkeypatch.undo()
         with Engine(
-            f"dummy:{tmp_path / 'tiny.json'}",
+            tiny(tmp_path),
             device=device,
             attention_backend="reference",
             dtype="float32",
@@ -157,3 +163,12 @@ def test_an_engine_is_put_together_for_a_gpu(tmp_path, monkeypatch):
         assert info["violations"] == []
         assert info["device"] == device
     assert told["cuda"] == told["cpu"]
+
+
+def test_deterministic_is_refused_with_kernels_that_mix_rows(tmp_path, monkeypatch):
+    monkeypatch.setattr(building, "open_device", lambda name: StandIn(torch.device("cpu")))
+    plain = {"device": "cuda", "attention_backend": "reference"}
+    with pytest.raises(
+        ConfigError, match=r"deterministic needs .* the Triton kernels: .*reference"
+    ):
+        Engine(tiny(tmp_path), deterministic=True, **plain)

@@ -1,4 +1,4 @@
-"""The linear of deterministic mode compiles without spills, to one binary for any number of rows."""
+"""The linear of deterministic mode compiles without spills, to one binary for all row counts."""
 
 import pytest
 import torch

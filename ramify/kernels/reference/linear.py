@@ -23,5 +23,5 @@ def linear(x: Tensor, packed: PackedLinear) -> Tensor:
 def linear_by_row(x: Tensor, packed: PackedLinear) -> Tensor:
     """The same, each row by itself, so that no bit of it depends on the others."""
     check_linear(x, packed.weight, packed.in_features)
-    rows = [F.linear(row, packed.weight, packed.bias) for row in x.split(1)]
+    rows = [F.linear(row, packed.weight, packed.bias) for row in torch.split(x, 1)]
     return torch.cat(rows) if len(x) else x.new_empty(0, packed.out_features)

@@ -107,7 +107,8 @@ class GpuRunner:
 
     The pool has a page more than the cache gives out: the last one, for rows that fill up a step.
     Decode steps of up to `max_graph_rows` rows are recorded at once; with 0, none is. `max_pages`
-    is the length of the longest page table.
+    is the length of the longest page table. With `deterministic` every row has attention of its
+    own: no bit of it depends on the rows beside it, if the model's ops keep `rows_apart`.
     """
 
     def __init__(
@@ -122,6 +123,7 @@ class GpuRunner:
         max_pages: int,
         max_graph_rows: int,
         mover: PageMover | None = None,
+        deterministic: bool = False,
     ) -> None:
         self._device = device
         self._model = model
@@ -132,13 +134,18 @@ class GpuRunner:
         self._rows: dict[str, GpuRow] = {}
         self._free = list(range(max_requests - 1, -1, -1))
         self._min_items = device.attention_pieces(model.config.n_kv_heads)
+        self._rows_apart = deterministic
         with torch.inference_mode():
             tables = Tables(pool.page_size, max_pages, max_requests)
             self._state = DeviceState(device, max_requests, tables, pool.n_pages - 1)
             self._histories = Histories(device, max_requests, model.config.vocab_size)
             sizes = bucket_sizes(min(max_graph_rows, max_requests))
             self._decode = (
-                DecodeSteps(device, graphs, model, pool, self._state, sizes) if sizes else None
+                DecodeSteps(
+                    device, graphs, model, pool, self._state, sizes, rows_apart=deterministic
+                )
+                if sizes
+                else None
             )
 
     def launch(self, plan: StepPlan) -> Pending:
@@ -231,7 +238,7 @@ class GpuRunner:
                 self._state.put("position", row.index, chunk.start + len(chunk.tokens) - 1)
                 row.position = chunk.start + len(chunk.tokens)
         self._state.flush()
-        step = step_tensors(chunks, self._pool.page_size, min_items=self._min_items)
+        step = self._step(chunks)
         inputs = self._inputs(chunks, step)
         hidden = self._model.forward(inputs, self._pool)
         sampled, targets = _split(chunks, step)
@@ -239,6 +246,14 @@ class GpuRunner:
         if sampled:
             logits = self._model.logits(hidden[self._ints(sampled)])
         return logits, hidden[self._ints(targets)] if targets else None
+
+    def _step(self, chunks: Sequence[Chunk]) -> StepTensors:
+        return step_tensors(
+            chunks,
+            self._pool.page_size,
+            min_items=self._min_items,
+            rows_apart=self._rows_apart,
+        )
 
     def _ints(self, values: Sequence[int]) -> Tensor:
         return self._device.upload(np.array(values, np.int64))

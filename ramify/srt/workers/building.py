@@ -140,6 +140,7 @@ def _runner(
         max_pages=-(-longest // config.page_size) + 1,
         max_graph_rows=0 if plain else largest,
         mover=mover,
+        deterministic=config.deterministic,
     )
 
 
@@ -171,8 +172,8 @@ def _model(
         model.cos_sin = model.cos_sin.to(device.torch_device)
     if config.deterministic and not model.rows_are_independent:
         raise ConfigError(
-            "deterministic needs the C++ kernels, on a CPU without AMX: here a row's result "
-            "depends on the rows beside it"
+            "deterministic needs the C++ kernels, on a CPU without AMX, or on a GPU the Triton "
+            f"kernels: with these ({model.ops.backend}) a row's result depends on those beside it"
         )
     return model
 
@@ -181,8 +182,9 @@ def _ops(config: EngineConfig) -> Ops:
     backend = config.attention_backend
     if config.device == "cuda" and backend == "auto":
         backend = "triton"
+    apart = config.deterministic and backend == "triton"
     try:
-        return load_ops(backend)  # type: ignore[arg-type]  # checked at the edge
+        return load_ops(backend, rows_apart=apart)  # type: ignore[arg-type]  # checked at the edge
     except ModuleNotFoundError as error:
         raise ConfigError(
             f"the {backend} kernels need {error.name}: install ramify[gpu], or take "
