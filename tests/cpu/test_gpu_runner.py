@@ -57,7 +57,7 @@ class Louder(DummySource):
         return super()._values(name, shape) * (1.0 if "norm" in name else 12.0)
 
 
-def tiny_model(shape, backend="reference", **which):
+def tiny_model(shape, backend="reference", dtype=torch.float32, **which):
     sizes = {
         "hidden_size": 64,
         "intermediate_size": 96,
@@ -70,7 +70,7 @@ def tiny_model(shape, backend="reference", **which):
     }
     source = Louder(3, torch.float32)
     ops = load_ops(backend, **which)
-    return LlamaModel(ModelConfig.from_hf(sizes), source, ops, torch.float32)
+    return LlamaModel(ModelConfig.from_hf(sizes), source, ops, dtype)
 
 
 class Recordings(NoGraphs):
