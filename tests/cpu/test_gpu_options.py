@@ -7,6 +7,7 @@ import msgspec
 import pytest
 import torch
 
+from ramify.kernels.shapes import FP8
 from ramify.radix_cache.kv_pool import bytes_per_page
 from ramify.srt.config import EngineConfig, check_engine
 from ramify.srt.engine import Engine
@@ -64,6 +65,12 @@ def test_the_cache_gets_what_the_model_leaves_of_its_share():
     assert less == pytest.approx(pages - 0.38 * H200 / PAGE, abs=2)
 
 
+def test_fp8_makes_room_for_twice_as_many_tokens():
+    gpu = (H200 - 16 * GIB, H200)
+    pages, in_fp8 = (pool_pages(on_gpu(), LLAMA_8B, dtype, gpu) for dtype in (BF16, FP8))
+    assert in_fp8 - 2 * pages in (1, 2)  # one page fills up steps, whatever its size
+
+
 def test_a_size_that_is_given_wins_over_the_share():
     gpu = (H200, H200)
     assert pool_pages(on_gpu(max_total_tokens=6400), LLAMA_8B, BF16, gpu) == 100
@@ -92,6 +99,8 @@ def test_what_does_not_fit_is_told_in_numbers(options, free, words):
         ({"cuda_graph_max_bs": 8}, "cuda_graph_max_bs need device cuda"),
         ({"device": "cuda", "cuda_graph_max_bs": 0}, "cuda_graph_max_bs must be at least 1"),
         ({"device": "cuda", "mem_fraction_static": 1.0}, "mem_fraction_static must be"),
+        ({"kv_cache_dtype": "fp8_e4m3"}, "kv_cache_dtype fp8_e4m3 needs device cuda"),
+        ({"device": "cuda", "kv_cache_dtype": "fp8"}, "kv_cache_dtype must be .* fp8_e4m3"),
         ({"device": "tpu"}, "device must be one of cpu, cuda"),
     ],
 )
@@ -111,6 +120,8 @@ class StandIn(Device):
     """The CPU in the place of a GPU with 1 GiB, none of it taken."""
 
     is_cuda = True
+    has_fp8 = False
+    name = "a GPU"
     free_and_total = (GIB, GIB)
 
     def upload(self, array):
@@ -172,3 +183,10 @@ def test_deterministic_is_refused_with_kernels_that_mix_rows(tmp_path, monkeypat
         ConfigError, match=r"deterministic needs .* the Triton kernels: .*reference"
     ):
         Engine(tiny(tmp_path), deterministic=True, **plain)
+
+
+def test_fp8_is_refused_on_a_gpu_that_has_none(tmp_path, monkeypatch):
+    pytest.importorskip("triton")
+    monkeypatch.setattr(building, "open_device", lambda name: StandIn(torch.device("cpu")))
+    with pytest.raises(ConfigError, match=r"fp8_e4m3 needs .* 8.9 or above: the a GPU is older"):
+        Engine(tiny(tmp_path), device="cuda", kv_cache_dtype="fp8_e4m3")

@@ -56,6 +56,16 @@ class Device:
         torch.cuda.empty_cache()
         return torch.cuda.mem_get_info(self.torch_device)
 
+    @property
+    def has_fp8(self) -> bool:
+        """Whether kernels can be compiled that read and write e4m3: an L4, an H100 or later."""
+        return torch.cuda.get_device_capability(self.torch_device) >= (8, 9)
+
+    @property
+    def name(self) -> str:
+        """What computes, as far as that may change a bit of a result."""
+        return torch.cuda.get_device_name(self.torch_device) if self.is_cuda else "cpu"
+
     def upload(self, array: npt.NDArray[np.generic]) -> Tensor:
         """A copy on the device. The array may be changed afterwards."""
         if not self.is_cuda:

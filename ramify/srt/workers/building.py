@@ -9,6 +9,7 @@ import torch
 from ramify.kernels.cpu.threads import set_threads
 from ramify.kernels.dispatch import load_ops
 from ramify.kernels.ops import Ops
+from ramify.kernels.shapes import FP8
 from ramify.radix_cache import eviction
 from ramify.radix_cache.file_worker import FileWorker
 from ramify.radix_cache.host_pool import HostPool
@@ -80,25 +81,26 @@ def _build(
     began = time.monotonic()
     shape = ModelConfig.from_hf(folder.config(), folder.generation_config(), config.context_length)
     model = _model(config, folder, shape, device)
+    stored = _stored(config, model, device)
     gpu = device.free_and_total if device.is_cuda else None
-    n_pages = pool_pages(config, shape, model.dtype, gpu)
+    n_pages = pool_pages(config, shape, stored, gpu)
     pool = KvPool(
         shape.n_layers,
         n_pages + (SPARE_PAGES if device.is_cuda else 0),
         shape.n_kv_heads,
         config.page_size,
         shape.head_dim,
-        model.dtype,
+        stored,
         device.torch_device,
     )
-    host, files, known = _tiers(config, folder, model, pool)
+    host, files, known = _tiers(config, folder, model, pool, device)
     cache = PrefixCache(
         n_pages,
         config.page_size,
         policy=eviction.POLICIES[config.eviction_policy],
         reuse=not config.disable_radix_cache,
         pin_share=config.pin_share,
-        tiers=_index(config, shape, model.dtype, host, files, known),
+        tiers=_index(config, shape, stored, host, files, known),
     )
     runner = _runner(config, device, model, pool, n_pages, PageMover(pool, host, files))
     info = _info(config, shape, model, n_pages, time.monotonic() - began)
@@ -178,6 +180,18 @@ def _model(
     return model
 
 
+def _stored(config: EngineConfig, model: LlamaModel, device: Device) -> torch.dtype:
+    """The number type of the pool. Raises ConfigError for a GPU whose kernels cannot have it."""
+    if config.kv_cache_dtype != "fp8_e4m3":
+        return model.dtype
+    if model.ops.backend == "triton" and not device.has_fp8:
+        raise ConfigError(
+            f"kv_cache_dtype fp8_e4m3 needs a GPU of compute capability 8.9 or above: the "
+            f"{device.name} is older"
+        )
+    return FP8
+
+
 def _ops(config: EngineConfig) -> Ops:
     backend = config.attention_backend
     if config.device == "cuda" and backend == "auto":
@@ -196,11 +210,13 @@ def _ops(config: EngineConfig) -> Ops:
 
 
 def _tiers(
-    config: EngineConfig, folder: ModelFolder, model: LlamaModel, pool: KvPool
+    config: EngineConfig, folder: ModelFolder, model: LlamaModel, pool: KvPool, device: Device
 ) -> tuple[HostPool | None, FileWorker | None, list[PageRecord]]:
     """Host memory and page files, with what the files hold; None where there is none."""
-    slots = 0 if config.disable_radix_cache else host_slots(config, model.config, model.dtype)
-    files = _files(config, folder, model) if slots and config.disk_cache_gb else None
+    stored = pool.keys.dtype
+    slots = 0 if config.disable_radix_cache else host_slots(config, model.config, stored)
+    wanted = slots and config.disk_cache_gb
+    files = _files(config, folder, model, stored, device) if wanted else None
     if not slots or (files is None and not config.host_cache_gb):
         return None, None, []
     host = HostPool(pool, slots)
@@ -211,17 +227,25 @@ def _tiers(
     return host, FileWorker(files, host), known
 
 
-def _files(config: EngineConfig, folder: ModelFolder, model: LlamaModel) -> PageFiles | None:
+def _files(
+    config: EngineConfig,
+    folder: ModelFolder,
+    model: LlamaModel,
+    stored: torch.dtype,
+    device: Device,
+) -> PageFiles | None:
     """The page files of this model and these options; None, with a warning, without a folder."""
     name = fingerprint(
         folder,
+        device=device.name,
         dtype=str(model.dtype),
+        kv_dtype=str(stored),
         page_size=config.page_size,
         backend=model.ops.backend,
         deterministic=config.deterministic,
         seed=config.seed or 0,
     )
-    page_bytes = page_bytes_of(config, model.config, model.dtype)
+    page_bytes = page_bytes_of(config, model.config, stored)
     where = (
         Path(config.disk_cache_dir).expanduser()
         if config.disk_cache_dir
