@@ -59,7 +59,7 @@ def test_logits_are_near_those_of_a_wider_cache(shape):
 
 @pytest.mark.model
 def test_a_real_model_says_nearly_the_same(smollm2):
-    """Log-probabilities of a prompt: 0.09 away on average where bfloat16 weights alone make 0.04."""
+    """Log-probabilities of a prompt: 0.09 away on average where bfloat16 alone makes 0.04."""
     prompt = Path(__file__).read_text()[:800]
     told = {}
     for stored in ("auto", "fp8_e4m3"):

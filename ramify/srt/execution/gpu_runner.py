@@ -31,6 +31,7 @@ from ramify.srt.execution.gpu_sampling import (
     Histories,
     Wanted,
     adjust,
+    adjust_nothing,
     draw_tokens,
     log_probabilities,
 )
@@ -39,6 +40,7 @@ from ramify.srt.execution.graphs import Graphs
 from ramify.srt.execution.masks import MaskFiller, Masks
 from ramify.srt.execution.model_runner import Done, Pending
 from ramify.srt.execution.step_tensors import StepTensors, step_tensors
+from ramify.srt.execution.warm_up import warm_up_steps
 from ramify.srt.messages import TokenLogprob
 from ramify.srt.models.llama import LlamaModel
 from ramify.srt.scheduling.plan import Chunk, ChunkResult, StepPlan, StepResult
@@ -135,6 +137,7 @@ class GpuRunner:
         self._free = list(range(max_requests - 1, -1, -1))
         self._min_items = device.attention_pieces(model.config.n_kv_heads)
         self._rows_apart = deterministic
+        self._longest = min(model.config.context_length, max_pages * pool.page_size)
         with torch.inference_mode():
             tables = Tables(pool.page_size, max_pages, max_requests)
             self._state = DeviceState(device, max_requests, tables, pool.n_pages - 1)
@@ -147,6 +150,24 @@ class GpuRunner:
                 if sizes
                 else None
             )
+
+    def warm_up(self, step_tokens: int) -> None:
+        """Compute every kind of step of at most so many tokens, so that no request waits for a
+        compiler. They read and write the spare page, and change nothing else.
+
+        Raises torch.OutOfMemoryError where the largest step has no room.
+        """
+        spare_page, spare_row = self._pool.n_pages - 1, self._state.tables.spare
+        steps = warm_up_steps(step_tokens, self._longest, self._pool.page_size, spare_page)
+        with torch.inference_mode():
+            for chunks in steps:
+                hidden = self._model.forward(self._inputs(chunks, self._step(chunks)), self._pool)
+                n = min(len(hidden), SCORED_AT_ONCE)
+                logits = self._model.logits(hidden[self._ints(range(n))])
+                adjust_nothing(self._model.ops, self._device, logits)
+                rows = self._device.upload(np.full(n, spare_row, np.int32))
+                tokens = draw_tokens(self._model.ops, self._state, logits, rows)
+            self._device.fetch((tokens,)).wait()
 
     def launch(self, plan: StepPlan) -> Pending:
         """Begin a plan, after those launched before it. Waits for nothing but the grammars' masks

@@ -132,7 +132,7 @@ def _runner(
     longest = min(model.config.context_length, n_pages * config.page_size)
     largest = config.cuda_graph_max_bs or min(config.max_running_requests, MAX_GRAPH_ROWS)
     plain = model.ops.backend == "reference"  # reads numbers on the host: no recording can do that
-    return GpuRunner(
+    gpu_runner = GpuRunner(
         device,
         NoGraphs() if config.disable_cuda_graph or plain else CudaGraphs(),
         model,
@@ -144,6 +144,8 @@ def _runner(
         mover=mover,
         deterministic=config.deterministic,
     )
+    gpu_runner.warm_up(config.chunked_prefill_size)
+    return gpu_runner
 
 
 def _grammars(config: EngineConfig, folder: ModelFolder, info: ModelInfo) -> GrammarManager | None:
