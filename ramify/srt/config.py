@@ -56,7 +56,9 @@ class EngineConfig:
     """
 
     model: str = "smollm2"
-    dtype: str = option("auto", "number type of weights and cache", "model", DTYPES)
+    dtype: str = option(
+        "auto", "number type of weights, and of a cache without its own", "model", DTYPES
+    )
     context_length: int | None = option(None, "longest sequence; the model's own if unset", "model")
     seed: int | None = option(None, "seed for requests that bring none; random if unset", "model")
     device: str = option("cpu", "where the model runs", "execution", DEVICES)
