@@ -2,6 +2,6 @@
 
 Reading order: `launch` (what all of them share), `attention` and `merge`, `rope_cache`, `sampling`;
 `linear` is for deterministic mode; `fp8`, `w4a16` and `moe` wait for models that use them. Nothing
-outside this folder imports triton, and `dispatch` imports this folder only when the backend `triton`
-is asked for.
+outside this folder imports triton, and `dispatch` imports this folder only when the backend is
+`triton`.
 """
