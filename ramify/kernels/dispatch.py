@@ -104,12 +104,25 @@ TABLE = {
     },
 }
 
+# What stands in for an op that mixes rows, where no bit of a row may depend on those beside it.
+ROWS_APART = {
+    "linear": {
+        "reference": _REFERENCE + "linear:linear_by_row",
+        "triton": _TRITON + "linear:linear",
+    },
+}
+
 
 IN_TILES = _TRITON + "attention:attention_in_tiles"
 
 
-def load_ops(backend: Backend = "auto", tiles_of: TilesOf | None = None) -> Ops:
-    """The operations of one backend.
+def load_ops(
+    backend: Backend = "auto", tiles_of: TilesOf | None = None, *, rows_apart: bool = False
+) -> Ops:
+    """The operations of one backend; with `rows_apart` those that keep a row's bits to itself.
+
+    Attention keeps them too, if each of its items is of one row. `rows_apart` is for `triton` and
+    `reference`; the C++ kernels are what they are.
 
     `cpu` builds the C++ library if no cached one fits, and raises BuildError if that fails.
     `auto` is `cpu`, or after a failed build `reference` with a warning: slow beats absent.
@@ -126,10 +139,12 @@ def load_ops(backend: Backend = "auto", tiles_of: TilesOf | None = None) -> Ops:
         return cast(Ops, SimpleNamespace(**vars(load_ops("triton")) | own))
     if backend in ("auto", "cpu"):
         backend = _cpu_or_reference(must=backend == "cpu")
-    functions = {op: _resolve(places[backend]) for op, places in TABLE.items()}
+    rows_apart = rows_apart and backend != "cpu"
+    table = TABLE | ROWS_APART if rows_apart else TABLE
+    functions = {op: _resolve(places[backend]) for op, places in table.items()}
     if tiles_of is not None:
         functions["paged_attention"] = partial(_resolve(IN_TILES), tiles_of)
-    return cast(Ops, SimpleNamespace(backend=backend, **functions))
+    return cast(Ops, SimpleNamespace(backend=backend, rows_apart=rows_apart, **functions))
 
 
 def _cpu_or_reference(must: bool) -> Backend:

@@ -21,6 +21,7 @@ class Ops(Protocol):
     """One backend's functions. Values only: a call's result depends on its arguments alone."""
 
     backend: str
+    rows_apart: bool  # no op but attention lets a row's bits depend on the rows beside it
 
     def pack_linear(self, weight: Tensor, bias: Tensor | None) -> PackedLinear:
         """The weight in the layout that `linear` reads fastest. Done once, at load.

@@ -13,6 +13,7 @@ EVICTION_POLICIES = ("lru", "lfu", "slru", "fifo", "priority", "cost")
 SCHEDULE_POLICIES = ("lpm", "fcfs", "dfs-weight", "priority", "lof", "random", "program")
 GRAMMAR_BACKENDS = ("auto", "llguidance", "xgrammar", "outlines")
 DTYPES = ("auto", "bfloat16", "float32")
+KV_CACHE_DTYPES = ("auto", "fp8_e4m3")
 LOG_LEVELS = ("debug", "info", "warning", "error")
 DEVICES = ("cpu", "cuda")
 ATTENTION_BACKENDS = ("auto", "cpu", "triton", "flashinfer", "reference")
@@ -56,7 +57,9 @@ class EngineConfig:
     """
 
     model: str = "smollm2"
-    dtype: str = option("auto", "number type of weights and cache", "model", DTYPES)
+    dtype: str = option(
+        "auto", "number type of weights, and of a cache without its own", "model", DTYPES
+    )
     context_length: int | None = option(None, "longest sequence; the model's own if unset", "model")
     seed: int | None = option(None, "seed for requests that bring none; random if unset", "model")
     device: str = option("cpu", "where the model runs", "execution", DEVICES)
@@ -81,6 +84,12 @@ class EngineConfig:
     )
     deterministic: bool = option(
         False, "same tokens to the bit, whatever is cached or shares a step; slower", "execution"
+    )
+    kv_cache_dtype: str = option(
+        "auto",
+        "number type of the KV cache; auto: the weights'. fp8_e4m3 (unscaled) is for GPUs",
+        "cache",
+        KV_CACHE_DTYPES,
     )
     page_size: int = option(None, "tokens in one page of the KV cache (16; cuda 64)", "cache")
     kv_cache_gb: float | None = option(
@@ -240,4 +249,10 @@ def _check_device(config: EngineConfig) -> None:
         raise ConfigError(
             "cuda_graph_max_bs needs attention_backend triton: with "
             f"{config.attention_backend} no step is recorded"
+        )
+    plain = config.attention_backend == "reference"
+    if config.device == "cpu" and config.kv_cache_dtype == "fp8_e4m3" and not plain:
+        raise ConfigError(
+            "kv_cache_dtype fp8_e4m3 needs device cuda, or attention_backend reference: the C++ "
+            "kernels read no fp8"
         )

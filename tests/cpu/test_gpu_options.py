@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from ramify.frontend_api import cli
+from ramify.kernels.shapes import FP8
 from ramify.kernels.triton.stamp import kernel_stamp
 from ramify.kernels.triton.tile_table import AttentionShape, candidates, default_tiles
 from ramify.radix_cache.kv_pool import bytes_per_page
@@ -70,6 +71,12 @@ def test_the_cache_gets_what_the_model_leaves_of_its_share():
     assert less == pytest.approx(pages - 0.38 * H200 / PAGE, abs=2)
 
 
+def test_fp8_makes_room_for_twice_as_many_tokens():
+    gpu = (H200 - 16 * GIB, H200)
+    pages, in_fp8 = (pool_pages(on_gpu(), LLAMA_8B, dtype, gpu) for dtype in (BF16, FP8))
+    assert in_fp8 - 2 * pages in (1, 2)  # one page fills up steps, whatever its size
+
+
 def test_a_size_that_is_given_wins_over_the_share():
     gpu = (H200, H200)
     assert pool_pages(on_gpu(max_total_tokens=6400), LLAMA_8B, BF16, gpu) == 100
@@ -98,6 +105,8 @@ def test_what_does_not_fit_is_told_in_numbers(options, free, words):
         ({"cuda_graph_max_bs": 8}, "cuda_graph_max_bs need device cuda"),
         ({"device": "cuda", "cuda_graph_max_bs": 0}, "cuda_graph_max_bs must be at least 1"),
         ({"device": "cuda", "mem_fraction_static": 1.0}, "mem_fraction_static must be"),
+        ({"kv_cache_dtype": "fp8_e4m3"}, "kv_cache_dtype fp8_e4m3 needs device cuda"),
+        ({"device": "cuda", "kv_cache_dtype": "fp8"}, "kv_cache_dtype must be .* fp8_e4m3"),
         ({"device": "tpu"}, "device must be one of cpu, cuda"),
     ],
 )
@@ -134,7 +143,8 @@ class StandIn(Device):
     """The CPU in the place of a GPU with 1 GiB, none of it taken."""
 
     is_cuda = True
-    card = "Stand-in"
+    name = "Stand-in"
+    has_fp8 = False
     free_and_total = (GIB, GIB)
 
     def upload(self, array):
@@ -156,23 +166,29 @@ def test_an_engine_uses_the_tiles_that_were_measured_on_its_card(card, tmp_path,
     keep(tuning_file(card), card, kernel_stamp(), shape, tiles)
     ops = load_kernels(on_gpu(), LLAMA_8B, BF16, StandIn(torch.device("cpu")))
     (tiles_of,) = ops.paged_attention.args
-    assert tiles_of(shape) == (tiles if card == StandIn.card else default_tiles(shape))
+    assert tiles_of(shape) == (tiles if card == StandIn.name else default_tiles(shape))
+
+
+TINY = {
+    "architectures": ["LlamaForCausalLM"],
+    "hidden_size": 64,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "intermediate_size": 96,
+    "vocab_size": 211,
+    "max_position_embeddings": 512,
+}
+
+
+def tiny(folder):
+    (folder / "tiny.json").write_text(json.dumps(TINY))
+    return f"dummy:{folder / 'tiny.json'}"
 
 
 def test_an_engine_is_put_together_for_a_gpu(tmp_path, monkeypatch):
     """All but the GPU itself: the options, the size of the pool, the runner, steps ahead."""
     monkeypatch.setattr(building, "open_device", lambda name: StandIn(torch.device("cpu")))
-    config = {
-        "architectures": ["LlamaForCausalLM"],
-        "hidden_size": 64,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 4,
-        "num_key_value_heads": 2,
-        "intermediate_size": 96,
-        "vocab_size": 211,
-        "max_position_embeddings": 512,
-    }
-    (tmp_path / "tiny.json").write_text(json.dumps(config))
     prompts = [[*range(1, 90), 100 + i] for i in range(6)]
     greedy = {"temperature": 0.0, "max_new_tokens": 12, "ignore_eos": True}
     told = {}
@@ -180,7 +196,7 @@ def test_an_engine_is_put_together_for_a_gpu(tmp_path, monkeypatch):
         if device == "cpu":
             monkeypatch.undo()
         with Engine(
-            f"dummy:{tmp_path / 'tiny.json'}",
+            tiny(tmp_path),
             device=device,
             attention_backend="reference",
             dtype="float32",
@@ -193,3 +209,19 @@ def test_an_engine_is_put_together_for_a_gpu(tmp_path, monkeypatch):
         assert info["violations"] == []
         assert info["device"] == device
     assert told["cuda"] == told["cpu"]
+
+
+def test_deterministic_is_refused_with_kernels_that_mix_rows(tmp_path, monkeypatch):
+    monkeypatch.setattr(building, "open_device", lambda name: StandIn(torch.device("cpu")))
+    plain = {"device": "cuda", "attention_backend": "reference"}
+    with pytest.raises(
+        ConfigError, match=r"deterministic needs .* the Triton kernels: .*reference"
+    ):
+        Engine(tiny(tmp_path), deterministic=True, **plain)
+
+
+def test_fp8_is_refused_on_a_gpu_that_has_none(tmp_path, monkeypatch):
+    pytest.importorskip("triton")
+    monkeypatch.setattr(building, "open_device", lambda name: StandIn(torch.device("cpu")))
+    with pytest.raises(ConfigError, match=r"fp8_e4m3 needs .* 8.9 or above: the a GPU is older"):
+        Engine(tiny(tmp_path), device="cuda", kv_cache_dtype="fp8_e4m3")

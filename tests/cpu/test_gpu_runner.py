@@ -57,7 +57,7 @@ class Louder(DummySource):
         return super()._values(name, shape) * (1.0 if "norm" in name else 12.0)
 
 
-def tiny_model(shape, backend="reference"):
+def tiny_model(shape, backend="reference", dtype=torch.float32, **which):
     sizes = {
         "hidden_size": 64,
         "intermediate_size": 96,
@@ -69,7 +69,8 @@ def tiny_model(shape, backend="reference"):
         **SHAPES[shape],
     }
     source = Louder(3, torch.float32)
-    return LlamaModel(ModelConfig.from_hf(sizes), source, load_ops(backend), torch.float32)
+    ops = load_ops(backend, **which)
+    return LlamaModel(ModelConfig.from_hf(sizes), source, ops, dtype)
 
 
 class Recordings(NoGraphs):
@@ -176,13 +177,13 @@ def requests(seed, long):
 class Run:
     """One engine without its sockets: the answers, and what it did for them."""
 
-    def __init__(self, runner, seed, *, overlap, n_pages, page_size, most):
+    def __init__(self, runner, seed, *, overlap, n_pages, page_size, most, step_tokens=48):
         self.runner = runner
         self.overlap = overlap
         limits = SchedulerLimits(
             context_length=min(CONTEXT, n_pages * page_size),
             eos_token_ids=EOS,
-            step_tokens=48,
+            step_tokens=step_tokens,
             max_running_requests=most,
             max_queued_requests=100,
             starvation_bound=8,
@@ -223,13 +224,16 @@ class Run:
                 self.scores.setdefault(name, []).extend(news)
 
 
-def gpu_runner(model, n_pages, page_size, most, graph_rows):
+def pool_for(model, n_pages, page_size, stored=torch.float32):
     config = model.config
-    pool = KvPool(
-        config.n_layers, n_pages + 1, config.n_kv_heads, page_size, config.head_dim, torch.float32
-    )
-    pool.keys.normal_()  # what was never written must not matter
-    pool.values.normal_()
+    pool = KvPool(config.n_layers, n_pages, config.n_kv_heads, page_size, config.head_dim, stored)
+    for part in (pool.keys, pool.values):  # what was never written must not matter
+        part.copy_(torch.randn(part.shape))
+    return pool
+
+
+def gpu_runner(model, n_pages, page_size, most, graph_rows, stored=torch.float32, **options):
+    pool = pool_for(model, n_pages + 1, page_size, stored)
     recordings = Recordings()
     runner = GpuRunner(
         Device(torch.device("cpu")),
@@ -240,16 +244,13 @@ def gpu_runner(model, n_pages, page_size, most, graph_rows):
         max_requests=most,
         max_pages=-(-CONTEXT // page_size) + 1,
         max_graph_rows=graph_rows,
+        **options,
     )
     return runner, recordings
 
 
-def cpu_runner(model, n_pages, page_size):
-    config = model.config
-    pool = KvPool(
-        config.n_layers, n_pages, config.n_kv_heads, page_size, config.head_dim, torch.float32
-    )
-    return ModelRunner(model, pool, EOS)
+def cpu_runner(model, n_pages, page_size, stored=torch.float32):
+    return ModelRunner(model, pool_for(model, n_pages, page_size, stored), EOS)
 
 
 @pytest.mark.parametrize("seed", range(4))

@@ -84,7 +84,9 @@ def model(tmp_path):
 
 
 FACTS = {
+    "device": "cpu",
     "dtype": "bfloat16",
+    "kv_dtype": "bfloat16",
     "page_size": 16,
     "backend": "cpu",
     "deterministic": False,
@@ -106,7 +108,14 @@ def test_it_is_the_same_for_a_copy_made_at_another_time(model, tmp_path):
 
 @pytest.mark.parametrize(
     "change",
-    [{"dtype": "float32"}, {"page_size": 32}, {"backend": "reference"}, {"deterministic": True}],
+    [
+        {"device": "a GPU"},
+        {"dtype": "float32"},
+        {"kv_dtype": "float8_e4m3fn"},
+        {"page_size": 32},
+        {"backend": "reference"},
+        {"deterministic": True},
+    ],
     ids=str,
 )
 def test_it_changes_with_whatever_changes_a_page(model, change):

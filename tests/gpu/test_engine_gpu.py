@@ -118,7 +118,7 @@ def test_bfloat16_answers_and_takes_the_memory_that_it_may(tmp_path):
             input_ids=[TRUNK] * 3,
             sampling_params={"temperature": 0.0, "max_new_tokens": 9, "ignore_eos": True},
         )
-        info = engine.server_info()
+        info, model = engine.server_info(), engine.model_info()
     assert [len(r["output_ids"]) for r in reply] == [9, 9, 9]
-    assert info["dtype"] == "bfloat16"
+    assert model["dtype"] == "bfloat16"
     assert info["stats"]["pages_total"] * 64 > 100_000

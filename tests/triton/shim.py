@@ -58,6 +58,15 @@ def dot(self, a, b, d, input_precision, max_num_imprecise_acc):
     return TensorHandle(product + d.data, d.dtype.scalar)
 
 
+def dot_by_rows(self, a, b, d, input_precision, max_num_imprecise_acc):
+    """`dot` for tests of bits: a row's sums are the same wherever it is in its tile.
+
+    So they are taken to be in a GPU's matrix units. A BLAS groups rows, and sums some otherwise.
+    """
+    product = np.matmul(widened(a)[:, None], widened(b), dtype=d.data.dtype)[:, 0]
+    return TensorHandle(product + d.data, d.dtype.scalar)
+
+
 def replace_cast(stock):
     def cast(self, src, dst_type):
         source, target = src.dtype.scalar, dst_type.scalar

@@ -5,10 +5,12 @@ from array import array
 from pathlib import Path
 
 import pytest
+import torch
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "cpu"))
 from test_gpu_runner import gpu_runner, tiny_model
 
+from ramify.kernels.shapes import FP8
 from ramify.srt.sampling_params import SamplingParams
 from ramify.srt.scheduling.plan import Chunk, Enter, StepPlan
 
@@ -20,9 +22,10 @@ ASKED = [
 ]
 
 
-def tokens(backend):
+def tokens(backend, stored):
     """Two requests of one trunk and one of their own: their prompts in a step, then decoding."""
-    runner, recordings = gpu_runner(tiny_model("qwen3", backend), 8, PAGE, most=3, graph_rows=3)
+    model = tiny_model("qwen3", backend)
+    runner, recordings = gpu_runner(model, 8, PAGE, most=3, graph_rows=3, stored=stored)
     before = recordings.replays
     trunk = [1 + 3 * k % 130 for k in range(PAGE)]
     prompts = [[*trunk, 5, 6], [*trunk, 9], [8, 9, 10]]
@@ -52,8 +55,9 @@ def chunk(i, start, ids, pages):
     return Chunk(f"r{i}", i, start, new, pages, True, follows=follows)
 
 
-def test_the_same_tokens_as_over_plain_torch():
-    ours, expected = tokens("triton"), tokens("reference")
+@pytest.mark.parametrize("stored", [torch.float32, FP8])
+def test_the_same_tokens_as_over_plain_torch(stored):
+    ours, expected = tokens("triton", stored), tokens("reference", stored)
     assert [t.token_id for t in ours] == [t.token_id for t in expected]
     for mine, twin in zip(ours, expected, strict=True):  # a key that is missed shows here first
         assert mine.logprob == pytest.approx(twin.logprob, abs=1e-4)

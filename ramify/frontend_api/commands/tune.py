@@ -57,7 +57,7 @@ def tune_card(device: Device, shape: AttentionShape, timer: "Timer", plan: "Plan
     """
     from ramify.srt.tuning.tuner import tune
 
-    file = tuning_file(device.card)
+    file = tuning_file(device.name)
     with torch.inference_mode(), _progress(plan.n_timings(shape)) as advance:
 
         def counted(call: Callable[[], object]) -> float:
@@ -66,11 +66,11 @@ def tune_card(device: Device, shape: AttentionShape, timer: "Timer", plan: "Plan
 
         tiles, choices = tune(Steps(shape, device, DTYPE, DTYPE), counted, plan)
     try:
-        keep(file, device.card, kernel_stamp(), shape, tiles)
+        keep(file, device.name, kernel_stamp(), shape, tiles)
     except OSError as error:
         raise ConfigError(f"{file} cannot be written: {error.strerror}") from error
     lines = [
-        f"attention on {device.card}: {shape.heads} query heads, {shape.kv_heads} K/V heads "
+        f"attention on {device.name}: {shape.heads} query heads, {shape.kv_heads} K/V heads "
         f"of {shape.head_dim}, pages of {shape.page_size}"
     ]
     for choice in choices:

@@ -157,7 +157,7 @@ def described(pool: Tensor, tile: Tile) -> TensorDescriptor:
     return TensorDescriptor.from_tensor(pool.view(-1, head_dim), [tile.keys, head_dim])
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["n_items"])  # one binary, whatever is in the step
 def attention_kernel(
     Q, K, V, Items, Rows, Positions, Pages, Out, Partial, Lse,
     n_items, scale, v_scale, soft_cap,

@@ -47,7 +47,8 @@ def width_of(row, n_rows, width):
     return tl.where((row >= 0) & (row < n_rows), width, 0)
 
 
-@triton.jit
+# Sizes that differ from step to step are not specialised on: each kernel is compiled once.
+@triton.jit(do_not_specialize=["n_rows", "words"])
 def adjust_kernel(
     Logits, Rows, HistoryRows, MaskRows, Repetition, Frequency, Presence, History, Mask,
     n_rows, width, words, BLOCK: tl.constexpr,
@@ -68,7 +69,7 @@ def adjust_kernel(
     tl.store(Logits + row * width + at, x.to(Logits.dtype.element_ty), mask=inside)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["n_rows", "words"])
 def mask_kernel(Logits, Rows, Mask, n_rows, width, words, BLOCK: tl.constexpr):
     i = tl.program_id(0).to(tl.int64)
     row = tl.load(Rows + i)
@@ -78,7 +79,7 @@ def mask_kernel(Logits, Rows, Mask, n_rows, width, words, BLOCK: tl.constexpr):
     tl.store(Logits + row * width + at, never, mask=forbidden)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["n", "n_rows"])
 def bias_kernel(Logits, Rows, Tokens, Bias, n, n_rows, width, BLOCK: tl.constexpr):
     i = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     row = tl.load(Rows + i, mask=i < n, other=-1)

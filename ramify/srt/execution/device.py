@@ -51,15 +51,20 @@ class Device:
         return self.torch_device.type == "cuda"
 
     @property
-    def card(self) -> str:
-        """What the GPU is called."""
-        return torch.cuda.get_device_name(self.torch_device)
-
-    @property
     def free_and_total(self) -> tuple[int, int]:
         """Bytes of a GPU's memory: those that are free, and all. Gives back what torch keeps."""
         torch.cuda.empty_cache()
         return torch.cuda.mem_get_info(self.torch_device)
+
+    @property
+    def has_fp8(self) -> bool:
+        """Whether kernels can be compiled that read and write e4m3: an L4, an H100 or later."""
+        return torch.cuda.get_device_capability(self.torch_device) >= (8, 9)
+
+    @property
+    def name(self) -> str:
+        """What computes, as far as that may change a bit of a result."""
+        return torch.cuda.get_device_name(self.torch_device) if self.is_cuda else "cpu"
 
     def upload(self, array: npt.NDArray[np.generic]) -> Tensor:
         """A copy on the device. The array may be changed afterwards."""

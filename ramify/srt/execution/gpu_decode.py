@@ -46,8 +46,9 @@ class _Recorded:
 class DecodeSteps:
     """All sizes of decode step of one model. Sizes are recorded when they are made: largest first.
 
-    Raises ValueError for FlashInfer, which would not see that the list of a recording has changed.
-    Recordings share `logits` and `tokens`: no two steps run at the same time.
+    Recordings share `logits` and `tokens`: no two steps run at the same time. With `rows_apart`
+    every row is an item of its own. Raises ValueError for FlashInfer, which would not see that the
+    list of a recording has changed.
     """
 
     def __init__(
@@ -58,6 +59,8 @@ class DecodeSteps:
         pool: KvPool,
         state: DeviceState,
         sizes: Sequence[int],
+        *,
+        rows_apart: bool = False,
     ) -> None:
         if model.ops.backend == "flashinfer":
             raise ValueError("no decode step can be recorded with FlashInfer: it plans on the host")
@@ -67,13 +70,14 @@ class DecodeSteps:
         self._pool = pool
         self._state = state
         self._sizes = sizes
-        self._n_pieces = device.attention_pieces(model.config.n_kv_heads)
+        self._share = not rows_apart
+        self._n_pieces = 0 if rows_apart else device.attention_pieces(model.config.n_kv_heads)
         largest, where = sizes[-1], device.torch_device
         self._logits = torch.zeros(largest, model.config.vocab_size, device=where)
         self._tokens = torch.zeros(largest, dtype=torch.int64, device=where)
         self._recorded: dict[tuple[int, bool], _Recorded] = {}
         for size in reversed(sizes):
-            for shared in (False, True) if size > 1 else (False,):
+            for shared in (False, True) if size > 1 and self._share else (False,):
                 self._recorded[size, shared] = self._record(size, shared)
         self._of: tuple[int, ...] = ()  # whom the block in `_current` is for
         self._age = 0
@@ -104,7 +108,8 @@ class DecodeSteps:
     def _load(self, rows: Sequence[DecodeRow]) -> None:
         size = bucket_of(len(rows), self._sizes)
         assert size is not None, "a step too large for any recording"
-        shared, words = decode_block(rows, size, self._state.tables, self._n_pieces)
+        tables, pieces = self._state.tables, self._n_pieces
+        shared, words = decode_block(rows, size, tables, pieces, share=self._share)
         self._current = self._recorded[size, shared]
         self._current.words.copy_(self._device.upload(words))
 
@@ -145,7 +150,7 @@ def _inputs(
         pages=state.page_table.view(-1),
         merge_indptr=indptr,
         merge_index=index,
-        n_partials=room.entries,
+        n_partials=room.partials,
         max_rows=max_rows,
         total_rows=room.entries,
     )

@@ -31,6 +31,7 @@ from ramify.srt.execution.gpu_sampling import (
     Histories,
     Wanted,
     adjust,
+    adjust_nothing,
     draw_tokens,
     log_probabilities,
 )
@@ -39,6 +40,7 @@ from ramify.srt.execution.graphs import Graphs
 from ramify.srt.execution.masks import MaskFiller, Masks
 from ramify.srt.execution.model_runner import Done, Pending
 from ramify.srt.execution.step_tensors import StepTensors, step_tensors
+from ramify.srt.execution.warm_up import warm_up_steps
 from ramify.srt.messages import TokenLogprob
 from ramify.srt.models.llama import LlamaModel
 from ramify.srt.scheduling.plan import Chunk, ChunkResult, StepPlan, StepResult
@@ -107,7 +109,8 @@ class GpuRunner:
 
     The pool has a page more than the cache gives out: the last one, for rows that fill up a step.
     Decode steps of up to `max_graph_rows` rows are recorded at once; with 0, none is. `max_pages`
-    is the length of the longest page table.
+    is the length of the longest page table. With `deterministic` every row has attention of its
+    own: no bit of it depends on the rows beside it, if the model's ops keep `rows_apart`.
     """
 
     def __init__(
@@ -122,6 +125,7 @@ class GpuRunner:
         max_pages: int,
         max_graph_rows: int,
         mover: PageMover | None = None,
+        deterministic: bool = False,
     ) -> None:
         self._device = device
         self._model = model
@@ -132,14 +136,38 @@ class GpuRunner:
         self._masks = MaskFiller(model.config.vocab_size)
         self._free = list(range(max_requests - 1, -1, -1))
         self._programs = device.attention_pieces(model.config.n_kv_heads)
+        self._rows_apart = deterministic
+        self._longest = min(model.config.context_length, max_pages * pool.page_size)
         with torch.inference_mode():
             tables = Tables(pool.page_size, max_pages, max_requests)
             self._state = DeviceState(device, max_requests, tables, pool.n_pages - 1)
             self._histories = Histories(device, max_requests, model.config.vocab_size)
             sizes = bucket_sizes(min(max_graph_rows, max_requests))
             self._decode = (
-                DecodeSteps(device, graphs, model, pool, self._state, sizes) if sizes else None
+                DecodeSteps(
+                    device, graphs, model, pool, self._state, sizes, rows_apart=deterministic
+                )
+                if sizes
+                else None
             )
+
+    def warm_up(self, step_tokens: int) -> None:
+        """Compute every kind of step of at most so many tokens, so that no request waits for a
+        compiler. They read and write the spare page, and change nothing else.
+
+        Raises torch.OutOfMemoryError where the largest step has no room.
+        """
+        spare_page, spare_row = self._pool.n_pages - 1, self._state.tables.spare
+        steps = warm_up_steps(step_tokens, self._longest, self._pool.page_size, spare_page)
+        with torch.inference_mode():
+            for chunks in steps:
+                hidden = self._model.forward(self._inputs(chunks, self._step(chunks)), self._pool)
+                n = min(len(hidden), SCORED_AT_ONCE)
+                logits = self._model.logits(hidden[self._ints(range(n))])
+                adjust_nothing(self._model.ops, self._device, logits)
+                rows = self._device.upload(np.full(n, spare_row, np.int32))
+                tokens = draw_tokens(self._model.ops, self._state, logits, rows)
+            self._device.fetch((tokens,)).wait()
 
     def launch(self, plan: StepPlan) -> Pending:
         """Begin a plan, after those launched before it. Waits for nothing but the grammars' masks
@@ -230,7 +258,7 @@ class GpuRunner:
                 self._state.put("position", row.index, chunk.start + len(chunk.tokens) - 1)
                 row.position = chunk.start + len(chunk.tokens)
         self._state.flush()
-        step = step_tensors(chunks, self._pool.page_size, programs=self._programs)
+        step = self._step(chunks)
         inputs = self._inputs(chunks, step)
         hidden = self._model.forward(inputs, self._pool)
         sampled, targets = _split(chunks, step)
@@ -238,6 +266,14 @@ class GpuRunner:
         if sampled:
             logits = self._model.logits(hidden[self._ints(sampled)])
         return logits, hidden[self._ints(targets)] if targets else None
+
+    def _step(self, chunks: Sequence[Chunk]) -> StepTensors:
+        return step_tensors(
+            chunks,
+            self._pool.page_size,
+            programs=self._programs,
+            rows_apart=self._rows_apart,
+        )
 
     def _ints(self, values: Sequence[int]) -> Tensor:
         return self._device.upload(np.array(values, np.int64))

@@ -188,6 +188,20 @@ def adjust(
         logits[at_both] = torch.where(nothing, before, after)
 
 
+def adjust_nothing(ops: Ops, device: Device, logits: Tensor) -> None:
+    """Launch what `adjust` may launch, on logits [L, V], and change none."""
+    row = device.upload(np.zeros(1, np.int64))
+    nobody = device.upload(np.full(1, -1, np.int32))
+    one, zero = (device.upload(np.full(1, x, np.float32)) for x in (1, 0))
+    mask = device.upload(np.full((1, -(-logits.shape[1] // 32)), -1, np.int32))
+    history = torch.zeros(0, logits.shape[1], dtype=torch.int32, device=logits.device)
+    ops.adjust_logits(
+        logits,
+        Adjustments(row, nobody, nobody, one, zero, zero, history, mask, row, row, zero),
+    )
+    ops.mask_logits(logits, row, mask)
+
+
 def _adjustments(
     device: Device,
     wanted: Sequence[Wanted],

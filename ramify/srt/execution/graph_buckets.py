@@ -50,9 +50,14 @@ class Layout:
     entries: int
 
     @property
+    def partials(self) -> int:
+        """With an item for each row and no more, no row can be in two."""
+        return self.entries if self.items > self.bucket else 0
+
+    @property
     def sizes(self) -> tuple[int, ...]:
         """Words of rows, items, item rows, indptr and index."""
-        return self.bucket, self.items * ITEM_WORDS, self.entries, self.bucket + 1, self.entries
+        return self.bucket, self.items * ITEM_WORDS, self.entries, self.bucket + 1, self.partials
 
     @property
     def offsets(self) -> tuple[int, ...]:
@@ -105,15 +110,16 @@ def spare_block(room: Layout, tables: Tables) -> Words:
 
 
 def decode_block(
-    rows: Sequence[DecodeRow], bucket: int, tables: Tables, n_pieces: int
+    rows: Sequence[DecodeRow], bucket: int, tables: Tables, n_pieces: int, *, share: bool = True
 ) -> tuple[bool, Words]:
     """(whether an item has several rows, the block of the step).
 
     Sharing and cutting are given up, cutting first, where they do not fit the bucket's room.
+    Without sharing and `n_pieces` every row is one item.
     """
     spares = [DecodeRow(tables.spare, 0, ())] * (bucket - len(rows))
-    for share, pieces_wanted in ((True, n_pieces), (True, 0), (False, n_pieces)):
-        pieces = list(_pieces(rows, tables, share, pieces_wanted))
+    for may_share, pieces_wanted in ((share, n_pieces), (share, 0), (False, n_pieces)):
+        pieces = list(_pieces(rows, tables, may_share, pieces_wanted))
         shared = any(len(piece.members) > 1 for piece in pieces)
         room = layout(bucket, n_pieces, shared=shared)
         entries = sum(len(piece.members) for piece in pieces) + len(spares)

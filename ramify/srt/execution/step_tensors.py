@@ -9,6 +9,7 @@ from torch import Tensor
 
 from ramify.kernels.work_list import make_work_list
 from ramify.srt.attention.inputs import StepInputs
+from ramify.srt.attention.row_items import row_items
 from ramify.srt.attention.work_list import QueryRun, plan_items
 from ramify.srt.scheduling.plan import Chunk
 
@@ -31,8 +32,13 @@ def step_tensors(
     share: bool = True,
     min_items: int = 1,
     programs: int = 0,
+    rows_apart: bool = False,
 ) -> StepTensors:
-    """Lay the chunks of a plan out one after the other. For the options see `plan_items`."""
+    """Lay the chunks of a plan out one after the other.
+
+    For `share`, `min_items` and `programs` see `plan_items`; with `rows_apart` the work list is
+    that of `row_items`.
+    """
     ids, positions, slots = [], [], []
     wanted: list[int] = []
     runs: list[QueryRun] = []
@@ -51,8 +57,11 @@ def step_tensors(
         if chunk.samples:
             wanted.append(first_row - 1)
     where = np.concatenate(positions)
-    items = plan_items(runs, page_size, share=share, min_items=min_items, programs=programs)
-    work = make_work_list(items.items, items.rows, where.tolist(), items.pages)
+    if rows_apart:
+        work = row_items(runs)
+    else:
+        items = plan_items(runs, page_size, share=share, min_items=min_items, programs=programs)
+        work = make_work_list(items.items, items.rows, where.tolist(), items.pages)
     inputs = StepInputs(
         token_ids=torch.from_numpy(np.concatenate(ids).astype(np.int64)),
         positions=work.positions,

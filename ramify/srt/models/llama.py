@@ -42,8 +42,8 @@ class LlamaModel:
 
     @property
     def rows_are_independent(self) -> bool:
-        """True when no bit of a token's result depends on the tokens computed beside it."""
-        return self.ops.backend == "cpu" and self.head.layout == "panels"
+        """True when no op but attention lets a row's bits depend on the rows computed beside it."""
+        return self.ops.rows_apart or (self.ops.backend == "cpu" and self.head.layout == "panels")
 
     def forward(self, inputs: StepInputs, pool: KvPool) -> Tensor:
         """Final hidden states before the last norm, [T, C]; keys and values go into the pool."""

@@ -24,7 +24,9 @@ MOST_HEADER = 1 << 24  # bytes of a safetensors header that count
 def fingerprint(
     folder: ModelFolder,
     *,
+    device: str,
     dtype: str,
+    kv_dtype: str,
     page_size: int,
     backend: str,
     deterministic: bool,
@@ -39,7 +41,8 @@ def fingerprint(
     facts = (
         f"computation {COMPUTATION}, torch {torch.__version__}",
         f"{platform.machine()} {torch.backends.cpu.get_cpu_capability()}",
-        f"{backend} {dtype} page_size={page_size} deterministic={deterministic}",
+        f"{device} {backend} {dtype} page_size={page_size} deterministic={deterministic}",
+        f"kv {kv_dtype}",
     )
     try:
         return _digest([*(fact.encode() for fact in facts), *_content(folder, seed)])

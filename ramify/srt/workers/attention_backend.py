@@ -29,7 +29,9 @@ def load_kernels(
     if backend == "flashinfer":
         _check_flashinfer(shape, dtype)
     try:
-        tiles_of = measured_tiles(device.card) if backend == "triton" else None
+        if backend == "triton" and config.deterministic:  # other tiles would be other bits
+            return load_ops("triton", rows_apart=True)
+        tiles_of = measured_tiles(device.name) if backend == "triton" else None
         return load_ops(backend, tiles_of)  # type: ignore[arg-type]  # checked at the edge
     except ModuleNotFoundError as error:
         if backend not in MISSING:

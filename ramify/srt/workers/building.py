@@ -7,6 +7,7 @@ from pathlib import Path
 import torch
 
 from ramify.kernels.cpu.threads import set_threads
+from ramify.kernels.shapes import FP8
 from ramify.radix_cache import eviction
 from ramify.radix_cache.file_worker import FileWorker
 from ramify.radix_cache.host_pool import HostPool
@@ -80,26 +81,27 @@ def _build(
     shape = ModelConfig.from_hf(folder.config(), folder.generation_config(), config.context_length)
     grammars = _grammars(config, folder, shape)  # may load while the model does
     model = _model(config, folder, shape, device)
+    stored = _stored(config, model, device)
     gpu = device.free_and_total if device.is_cuda else None
-    n_pages = pool_pages(config, shape, model.dtype, gpu)
+    n_pages = pool_pages(config, shape, stored, gpu)
     pool = KvPool(
         shape.n_layers,
         n_pages + (SPARE_PAGES if device.is_cuda else 0),
         shape.n_kv_heads,
         config.page_size,
         shape.head_dim,
-        model.dtype,
+        stored,
         device.torch_device,
     )
     try_out(model.ops, shape, pool)
-    host, files, known = _tiers(config, folder, model, pool)
+    host, files, known = _tiers(config, folder, model, pool, device)
     cache = PrefixCache(
         n_pages,
         config.page_size,
         policy=eviction.POLICIES[config.eviction_policy],
         reuse=not config.disable_radix_cache,
         pin_share=config.pin_share,
-        tiers=_index(config, shape, model.dtype, host, files, known),
+        tiers=_index(config, shape, stored, host, files, known),
     )
     runner = _runner(config, device, model, pool, n_pages, PageMover(pool, host, files))
     info = _info(config, shape, model, n_pages, time.monotonic() - began)
@@ -131,7 +133,7 @@ def _runner(
     longest = min(model.config.context_length, n_pages * config.page_size)
     largest = config.cuda_graph_max_bs or min(config.max_running_requests, MAX_GRAPH_ROWS)
     eager = model.ops.backend != "triton"  # reads numbers on the host: no recording can do that
-    return GpuRunner(
+    gpu_runner = GpuRunner(
         device,
         NoGraphs() if config.disable_cuda_graph or eager else CudaGraphs(),
         model,
@@ -141,7 +143,10 @@ def _runner(
         max_pages=-(-longest // config.page_size) + 1,
         max_graph_rows=0 if eager else largest,
         mover=mover,
+        deterministic=config.deterministic,
     )
+    gpu_runner.warm_up(config.chunked_prefill_size)
+    return gpu_runner
 
 
 def _grammars(
@@ -181,21 +186,35 @@ def _model(
         model.cos_sin = model.cos_sin.to(device.torch_device)
     if config.deterministic and not model.rows_are_independent:
         raise ConfigError(
-            "deterministic needs the C++ kernels, on a CPU without AMX: here a row's result "
-            "depends on the rows beside it"
+            "deterministic needs the C++ kernels, on a CPU without AMX, or on a GPU the Triton "
+            f"kernels: with these ({model.ops.backend}) a row's result depends on those beside it"
         )
     return model
+
+
+def _stored(config: EngineConfig, model: LlamaModel, device: Device) -> torch.dtype:
+    """The number type of the pool. Raises ConfigError for a GPU whose kernels cannot have it."""
+    if config.kv_cache_dtype != "fp8_e4m3":
+        return model.dtype
+    if model.ops.backend != "reference" and not device.has_fp8:
+        raise ConfigError(
+            f"kv_cache_dtype fp8_e4m3 needs a GPU of compute capability 8.9 or above: the "
+            f"{device.name} is older"
+        )
+    return FP8
 
 
 # --- tiers below the pool ------------------------------------------------------------------------
 
 
 def _tiers(
-    config: EngineConfig, folder: ModelFolder, model: LlamaModel, pool: KvPool
+    config: EngineConfig, folder: ModelFolder, model: LlamaModel, pool: KvPool, device: Device
 ) -> tuple[HostPool | None, FileWorker | None, list[PageRecord]]:
     """Host memory and page files, with what the files hold; None where there is none."""
-    slots = 0 if config.disable_radix_cache else host_slots(config, model.config, model.dtype)
-    files = _files(config, folder, model) if slots and config.disk_cache_gb else None
+    stored = pool.keys.dtype
+    slots = 0 if config.disable_radix_cache else host_slots(config, model.config, stored)
+    wanted = slots and config.disk_cache_gb
+    files = _files(config, folder, model, stored, device) if wanted else None
     if not slots or (files is None and not config.host_cache_gb):
         return None, None, []
     host = HostPool(pool, slots)
@@ -206,17 +225,25 @@ def _tiers(
     return host, FileWorker(files, host), known
 
 
-def _files(config: EngineConfig, folder: ModelFolder, model: LlamaModel) -> PageFiles | None:
+def _files(
+    config: EngineConfig,
+    folder: ModelFolder,
+    model: LlamaModel,
+    stored: torch.dtype,
+    device: Device,
+) -> PageFiles | None:
     """The page files of this model and these options; None, with a warning, without a folder."""
     name = fingerprint(
         folder,
+        device=device.name,
         dtype=str(model.dtype),
+        kv_dtype=str(stored),
         page_size=config.page_size,
         backend=model.ops.backend,
         deterministic=config.deterministic,
         seed=config.seed or 0,
     )
-    page_bytes = page_bytes_of(config, model.config, model.dtype)
+    page_bytes = page_bytes_of(config, model.config, stored)
     where = (
         Path(config.disk_cache_dir).expanduser()
         if config.disk_cache_dir
