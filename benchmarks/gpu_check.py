@@ -22,6 +22,7 @@ import importlib.util
 import os
 import platform
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -117,10 +118,10 @@ class Check:
         def hear(child: Child, said: Line) -> None:
             self.hear(part, child, said)
 
-        for name in watch(children, seconds, at_once, hear, self.log):
-            self.problem(f"{name}: not over after {seconds:.0f} s")
+        for child in watch(children, seconds, at_once, hear, self.log):
+            self.problem(f"{child.at}: not over after {seconds:.0f} s")
             if not part.script:  # what was not run is not right
-                self.counts.setdefault(name, Counter())["failed"] += 1
+                self.counts.setdefault(child.name, Counter())["failed"] += 1
         if not part.script:
             self.count_tests(part)
         self.report.about[f"seconds of {part.name}"] = f"{time.monotonic() - began:.0f}"
@@ -129,7 +130,7 @@ class Check:
     def child(self, part: Part) -> Child:
         path = self.folder / part.name.replace(" ", "_")
         command = [sys.executable, str(HERE / part.script), part.argument, str(path)]
-        return Child(part.name, command, path, part.silent_s, OFFLINE)
+        return Child(part.name, command, path, part.silent_s, environment())
 
     def hear(self, part: Part, child: Child, said: Line) -> None:
         for figure in figures_of([said]):
@@ -164,7 +165,11 @@ class Check:
         self.report.write(self.options.json, self.options.markdown)
 
 
-OFFLINE = {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1"}  # nobody waits for a network
+def environment() -> dict[str, str]:
+    """Of every process: our own modules by path, as nothing is installed; no wait for a network."""
+    paths = [str(HERE.parent), str(HERE), *filter(None, [os.environ.get("PYTHONPATH")])]
+    offline = {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1"}
+    return {"PYTHONPATH": os.pathsep.join(paths), **offline}
 
 
 def test_children(part: Part, folder: Path, model: str | None) -> list[Child]:
@@ -177,7 +182,8 @@ def pytest_child(file: Path, path: Path, silent_s: float, model: str | None) -> 
     """pytest by a set-up of its own: what CI has beside it need not be installed here."""
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-c"]
     command += [str(TESTS / "alone.ini"), f"--confcutdir={TESTS}", f"--rootdir={HERE.parent}"]
-    env = {**OFFLINE, "RAMIFY_GPU_LINES": str(path), "OMP_NUM_THREADS": "1"}
+    # the twins compute on the CPU, beside the other files' and the compilers
+    env = {**environment(), "RAMIFY_GPU_LINES": str(path), "OMP_NUM_THREADS": "1"}
     if model:
         env["RAMIFY_GPU_MODEL"] = model
     return Child(f"tests/gpu/{file.name}", [*command, str(file)], path, silent_s, env)
@@ -216,6 +222,7 @@ def no_gpu() -> str | None:
     absent = [name for name in ALWAYS if not installed(name)]
     if absent:
         return f"not installed: {', '.join(absent)}"
+    sys.path.insert(0, str(HERE.parent))
     from ramify.srt.errors import ConfigError
     from ramify.srt.execution.device import open_device
 
@@ -243,6 +250,7 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
 
 def main() -> int:
     began = time.monotonic()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that children end, too
     options = parse()
     why = no_gpu()
     if why is not None:

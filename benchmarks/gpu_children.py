@@ -35,6 +35,11 @@ class Child:
     _current: str | None = None  # what has begun and not ended
     _idle: bool = True  # nothing has begun since it was started
 
+    @property
+    def at(self) -> str:
+        """What it is doing: a case, or as yet only the command."""
+        return self._current or self.name
+
     def start(self, log: IO[bytes]) -> None:
         env = {**os.environ, "PYTHONUNBUFFERED": "1", **self.env}
         # a group, so that compilers which it has started end with it
@@ -98,8 +103,8 @@ def watch(
     at_once: int,
     hear: Callable[[Child, Line], None],
     log: IO[bytes],
-) -> list[str]:
-    """Run children, some at once. Returns the names of those that were not over in time."""
+) -> list[Child]:
+    """Run children, some at once. Returns those that were not over in time."""
     end = time.monotonic() + seconds
     try:
         while time.monotonic() < end:
@@ -109,7 +114,7 @@ def watch(
             if all(child.over for child in children):
                 return []
             time.sleep(POLL_S)
-        return [child.name for child in children if not child.over]
+        return [child for child in children if not child.over]
     finally:
         for child in children:
             child.stop()

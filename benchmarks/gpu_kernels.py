@@ -40,13 +40,9 @@ Make = Callable[[Bench, Ops, int], Work]
 
 
 def cases(benches: Sequence[Bench]) -> Iterator[Case]:
-    """Of every shape, then those whose sizes are their own."""
-    for b in benches:
-        for what, make, sizes in OF_A_LAYER:
-            for n in sizes:
-                name = f"{b.name} {what}, {n} rows"
-                yield Case(name, partial(measure, b, name, make, n))
-    b = benches[0]
+    """Of the first shape, then those whose sizes are their own, then of the other shapes."""
+    b, *others = benches
+    yield from of_a_layer(b)
     for what, make, sizes in OF_THEIR_OWN:
         for n in sizes:
             name = f"{what}, {n} rows"
@@ -54,6 +50,15 @@ def cases(benches: Sequence[Bench]) -> Iterator[Case]:
     for what in ("copied in the pool", "gathered into host memory", "scattered from host memory"):
         name = f"{LARGE} pages {what}, {MOVED}"
         yield Case(name, partial(pages, b, name, what))
+    for other in others:
+        yield from of_a_layer(other)
+
+
+def of_a_layer(b: Bench) -> Iterator[Case]:
+    for what, make, sizes in OF_A_LAYER:
+        for n in sizes:
+            name = f"{b.name} {what}, {n} rows"
+            yield Case(name, partial(measure, b, name, make, n))
 
 
 def measure(b: Bench, name: str, make: Make, n: int) -> Iterator[Figure]:

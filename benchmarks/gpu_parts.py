@@ -58,14 +58,17 @@ PARTS: dict[str, Make] = {
 }
 
 
-def main() -> None:
-    part, path = sys.argv[1], Path(sys.argv[2])
+def run(
+    part: str, path: Path, device: Device, backend: str, shapes: Shapes = SHAPES, scale: int = 1
+) -> None:
+    """Write the figures of a part into a file; `scale` divides what is measured, for a CPU."""
     torch.manual_seed(0)
-    if part.startswith("engine"):  # it chooses where it needs gradients off
-        run_cases(PARTS[part](open_device("cuda"), "triton", SHAPES, 1), path)
-        return
     with torch.inference_mode():
-        run_cases(PARTS[part](open_device("cuda"), "triton", SHAPES, 1), path)
+        run_cases(PARTS[part](device, backend, shapes, scale), path)
+
+
+def main() -> None:
+    run(sys.argv[1], Path(sys.argv[2]), open_device("cuda"), "triton")
 
 
 if __name__ == "__main__":

@@ -55,7 +55,7 @@ gpu_lines.run_cases(cases, Path(sys.argv[1]))
 
 
 def run(tmp_path, cases, *, silent_s=20.0, seconds=60.0):
-    """(lines heard, names not over) of a worker with these cases."""
+    """(lines heard, children not over) of a worker with these cases."""
     script, log = tmp_path / "worker.py", tmp_path / "log"
     script.write_text(WORKER.format(benchmarks=str(BENCHMARKS), cases=cases))
     path = tmp_path / "lines"
@@ -105,7 +105,7 @@ def test_a_command_that_does_nothing_is_not_started_for_ever(tmp_path):
 def test_what_is_not_over_in_time_is_named_and_ended(tmp_path):
     began = time.monotonic()
     heard, late = run(tmp_path, ["gone", "hang", "right"], seconds=5.0)
-    assert late == ["worker"]
+    assert [child.at for child in late] == ["hang"]
     assert time.monotonic() - began < 20
     pid = next(int(figure.value) for figure in gpu_lines.figures_of(heard))
     with pytest.raises(ProcessLookupError):
@@ -351,7 +351,7 @@ def test_tests_are_counted_one_by_one(check, some_tests):
 def test_a_file_of_tests_that_is_not_over_in_time_has_failed(check, some_tests):
     some_tests("import time\ndef test_slow(): time.sleep(60)\n")
     assert run_tests(check, 5)[gpu_goals.FAILED_TESTS] == 1
-    assert check.report.problems == ["tests/gpu/test_a.py: not over after 5 s"]
+    assert check.report.problems == ["::test_slow: not over after 5 s"]
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is an NVIDIA GPU here")

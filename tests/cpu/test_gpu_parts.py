@@ -13,6 +13,7 @@ import gpu_engine
 import gpu_flashinfer
 import gpu_goals
 import gpu_kernels
+import gpu_lines
 import gpu_parts
 import gpu_shapes
 from gpu_attention import Bench, decode_work, planned, separate_tables, trunk_tables
@@ -71,6 +72,21 @@ def test_every_kernel_is_measured(monkeypatch):
         assert figure.share is None or figure.share > 0
     without = [name for name, figure in made.items() if figure.share is None]
     assert all(name.endswith(", rate") or "host memory" in name for name in without)
+
+
+def test_a_part_writes_what_it_measures(tmp_path):
+    """As its process does, but for the device and the sizes."""
+    path = tmp_path / "lines"
+    gpu_parts.run("engine Qwen2.5-0.5B", path, CPU, "no such backend", TINY_SHAPES)
+    lines, _ = gpu_lines.read(path)
+    failed = {line["words"] for line in lines if line.get("outcome") == "failed"}
+    assert failed == {"KeyError: 'no such backend'"}  # each of its cases, and it went on
+    path.unlink()
+    gpu_parts.run("attention", path, CPU, "reference", TINY_SHAPES, SCALE)
+    lines, _ = gpu_lines.read(path)
+    assert {line["outcome"] for line in lines if "end" in line} == {"passed"}
+    assert len([line for line in lines if "figure" in line]) > 20
+    assert lines[-1] == {"finished": True}
 
 
 def test_the_work_lists_are_those_of_a_step():

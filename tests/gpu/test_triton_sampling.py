@@ -11,7 +11,7 @@ from ramify.kernels.reference import logits as twin_masks
 from ramify.kernels.reference import sampling as twin
 
 pytestmark = here_only
-ROWS = sized(64, 16)
+ROWS = sized(64, 9)
 NEAR = {torch.float32: 1e-5, torch.float16: 2e-3, torch.bfloat16: 1.6e-2}
 
 
@@ -33,7 +33,7 @@ def random_draws(rows):
 
 
 @pytest.mark.parametrize("width", sized([1, 33, 1000, 32000, 128256, 151936], [1, 33, 80]))
-@pytest.mark.parametrize("spread", [0.5, 3.0, 10.0])
+@pytest.mark.parametrize("spread", sized([0.5, 3.0, 10.0], [3.0]))
 def test_draws_are_those_of_the_twin(width, spread):
     from ramify.kernels.triton.sampling import sample
 
@@ -49,12 +49,12 @@ def slice_of(draws, first, last):
     return Draws(**{name: value[first:last] for name, value in vars(draws).items()})
 
 
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("dtype", sized([torch.bfloat16, torch.float16], [torch.bfloat16]))
 def test_equal_logits_are_drawn_by_id(dtype):
     """Few values, so that every threshold falls among tokens that share it."""
     from ramify.kernels.triton.sampling import sample
 
-    logits, draws = torch.randint(-2, 3, (16, sized(5000, 70))).to(dtype), random_draws(16)
+    logits, draws = torch.randint(-2, 3, (ROWS, sized(5000, 70))).to(dtype), random_draws(ROWS)
     differ = sample(inside(logits), there(draws)).cpu() != twin.sample(logits, draws)
     assert differ.sum() <= 1
 
