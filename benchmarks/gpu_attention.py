@@ -134,19 +134,23 @@ TRUNKS = {
 
 def trunk(b: Bench, how: str) -> Iterator[Figure]:
     """Decode of requests over a long trunk; the floor is that of reading what this list reads."""
-    batch, length, own = b.rows(TRUNK_ROWS), max(TRUNK // b.scale, 2 * PAGE), OWN
-    length -= length % PAGE
-    tables = trunk_tables(batch, length, own)
-    if how == "own pages":
-        tables = separate_tables(batch, length + own)
-    if how == "plain list":
-        work = planned(b, tables, length + own, 1, share=False)
-    else:
-        work = decode_work(b, tables, length + own)
+    tables, work, keys = trunk_step(b, how)
     us, unit = measure(b, work, tables)
-    keys = batch * own + (length if how == "shared" else batch * length)
     floor = keys * 2 * b.shape.kv_heads * b.shape.head_dim * 2 / BANDWIDTH * 1e6
     yield Figure(trunk_name(b.name, how), us, unit, floor / us)
+
+
+def trunk_step(b: Bench, how: str) -> tuple[list[tuple[int, ...]], WorkList, int]:
+    """(page tables, work list, keys that it reads)"""
+    batch, length = b.rows(TRUNK_ROWS), max(TRUNK // b.scale // PAGE, 2) * PAGE
+    if how == "own pages":
+        tables = separate_tables(batch, length + OWN)
+        return tables, decode_work(b, tables, length + OWN), batch * (length + OWN)
+    tables = trunk_tables(batch, length, OWN)
+    if how == "plain list":
+        plain = planned(b, tables, length + OWN, 1, share=False)
+        return tables, plain, batch * (length + OWN)
+    return tables, decode_work(b, tables, length + OWN), length + batch * OWN
 
 
 def measure(

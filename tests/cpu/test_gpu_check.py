@@ -325,9 +325,11 @@ def run_tests(check, seconds):
 def test_tests_are_counted_one_by_one(check, some_tests):
     some_tests(
         "import os, pytest\n"
+        "lost = []\n"
         "def test_good(): pass\n"
         "def test_bad(): assert 1 == 2\n"
-        "def test_lost(): raise RuntimeError('CUDA error: unspecified launch failure')\n"
+        "def test_lost(): lost.append(1); raise RuntimeError('CUDA error: launch failure')\n"
+        "def test_next(): assert not lost, 'the process of a lost context goes on'\n"
         "def test_dead(): os._exit(11)\n"
         "@pytest.mark.skip(reason='why not')\n"
         "def test_not(): pass\n"
@@ -337,12 +339,12 @@ def test_tests_are_counted_one_by_one(check, some_tests):
         "def test_last(): pass\n"
     )
     told = run_tests(check, 80)
-    assert told["tests/gpu/test_a.py"] == "4 failed, 2 passed, 1 skipped"
-    assert (told[gpu_goals.FAILED_TESTS], told["tests that passed"]) == (4, 2)
+    assert told["tests/gpu/test_a.py"] == "4 failed, 3 passed, 1 skipped"
+    assert (told[gpu_goals.FAILED_TESTS], told["tests that passed"]) == (4, 3)
     problems = [text.rpartition("::")[2] for text in check.report.problems]
     assert problems == [
         "test_bad: assert 1 == 2",
-        "test_lost: RuntimeError: CUDA error: unspecified launch failure",
+        "test_lost: RuntimeError: CUDA error: launch failure",
         "test_dead: died with exit code 11",
         "test_end: ValueError: torn down",
     ]

@@ -110,6 +110,18 @@ def test_the_work_lists_are_those_of_a_step():
     assert len({page for table in separate_tables(3, 200) for page in table}) == 12
 
 
+def test_the_trunk_is_read_once_or_by_everybody():
+    """The three ways that are compared are three ways."""
+    bench = Bench(CPU, "reference", "tiny", TINY, 16)
+    steps = {how: gpu_attention.trunk_step(bench, how) for how in gpu_attention.TRUNKS}
+    rows = {how: work.max_rows for how, (_, work, _) in steps.items()}
+    assert rows == {"shared": 4, "plain list": 1, "own pages": 1}
+    used = {how: len({p for table in tables for p in table}) for how, (tables, *_) in steps.items()}
+    assert used["own pages"] > 3 * used["plain list"] == 3 * used["shared"]
+    keys = {how: keys for how, (*_, keys) in steps.items()}
+    assert keys == {"shared": 1024 + 4 * 64, "plain list": 4 * 1088, "own pages": 4 * 1088}
+
+
 def rig(**options):
     sizes = {"max_rows": 4, "longest": 512, "n_pages": 40, "step_tokens": 64, **options}
     return gpu_engine.Rig.make(TINY, CPU, "reference", **sizes)
