@@ -54,7 +54,7 @@ gpu_lines.run_cases(cases, Path(sys.argv[1]))
 """
 
 
-def run(tmp_path, cases, *, silent_s=20.0, seconds=60.0):
+def run(tmp_path, cases, *, silent_s=120.0, seconds=250.0):
     """(lines heard, children not over) of a worker with these cases."""
     script, log = tmp_path / "worker.py", tmp_path / "log"
     script.write_text(WORKER.format(benchmarks=str(BENCHMARKS), cases=cases))
@@ -71,12 +71,12 @@ def ends(heard):
 
 
 def test_one_case_that_fails_crashes_or_hangs_stops_no_other(tmp_path):
-    heard, late = run(tmp_path, ["crash", "fail", "hang", "lost", "right"], silent_s=4.0)
+    heard, late = run(tmp_path, ["crash", "fail", "hang", "lost", "right"], silent_s=10.0)
     told = ends(heard)
     assert late == []
     assert told["crash"] == ("failed", "died with exit code 9")
     assert told["fail"] == ("failed", "ValueError: wrong")
-    assert told["hang"] == ("failed", "stopped after 4 s")
+    assert told["hang"] == ("failed", "stopped after 10 s")
     assert told["lost"][0] == "failed"
     assert told["right"] == ("passed", "")
     figures = {figure.name: figure for figure in gpu_lines.figures_of(heard)}
@@ -104,9 +104,9 @@ def test_a_command_that_does_nothing_is_not_started_for_ever(tmp_path):
 
 def test_what_is_not_over_in_time_is_named_and_ended(tmp_path):
     began = time.monotonic()
-    heard, late = run(tmp_path, ["gone", "hang", "right"], seconds=5.0)
+    heard, late = run(tmp_path, ["gone", "hang", "right"], seconds=12.0)
     assert [child.at for child in late] == ["hang"]
-    assert time.monotonic() - began < 20
+    assert time.monotonic() - began < 50  # and not the minute that it would hang
     pid = next(int(figure.value) for figure in gpu_lines.figures_of(heard))
     with pytest.raises(ProcessLookupError):
         os.kill(pid, 0)
@@ -318,7 +318,7 @@ def some_tests(tmp_path, monkeypatch):
 
 
 def run_tests(check, seconds):
-    check.run([gpu_check.Part("tests", "", seconds, 60, ())], time.monotonic() + 90)
+    check.run([gpu_check.Part("tests", "", seconds, 250, ())], time.monotonic() + 280)
     return {figure.name: figure.value for figure in check.report.figures["tests"]}
 
 
@@ -338,7 +338,7 @@ def test_tests_are_counted_one_by_one(check, some_tests):
         "def test_end(gone): pass\n"
         "def test_last(): pass\n"
     )
-    told = run_tests(check, 80)
+    told = run_tests(check, 270)
     assert told["tests/gpu/test_a.py"] == "4 failed, 3 passed, 1 skipped"
     assert (told[gpu_goals.FAILED_TESTS], told["tests that passed"]) == (4, 3)
     problems = [text.rpartition("::")[2] for text in check.report.problems]
@@ -353,7 +353,8 @@ def test_tests_are_counted_one_by_one(check, some_tests):
 def test_a_file_of_tests_that_is_not_over_in_time_has_failed(check, some_tests):
     some_tests("import time\ndef test_slow(): time.sleep(60)\n")
     assert run_tests(check, 5)[gpu_goals.FAILED_TESTS] == 1
-    assert check.report.problems == ["::test_slow: not over after 5 s"]
+    [problem] = check.report.problems
+    assert problem.endswith(": not over after 5 s")
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is an NVIDIA GPU here")
