@@ -1,8 +1,9 @@
-# Six verbs; each does its own set-up. TORCH pins the wheel that pip takes: on a machine without a
-# GPU, point pip at a CPU build of it beforehand (PIP_EXTRA_INDEX_URL) to save gigabytes.
+# Each verb but gpu-check does its own set-up. TORCH pins the wheel that pip takes: on a machine
+# without a GPU, point pip at a CPU build of it beforehand (PIP_EXTRA_INDEX_URL) to save gigabytes.
 PYTHON ?= python3
 TORCH  ?= torch==2.13.0
 BIN    := .venv/bin
+OUT    ?= build
 export PYTHONSAFEPATH = 1
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
@@ -41,5 +42,9 @@ fmt: .venv/.dev
 bench: .venv/.dev
 	PYTHONPATH=benchmarks $(BIN)/python benchmarks/run_all.py
 
-gpu-check: .venv/.dev
-	PYTHONPATH=benchmarks $(BIN)/python benchmarks/gpu_check.py
+# No set-up here: a machine with a GPU has its own torch. PYTHON=... says whose.
+gpu-check: CHECKER = $(if $(findstring command,$(origin PYTHON)),$(PYTHON),$(or $(wildcard $(BIN)/python),$(PYTHON)))
+gpu-check:
+	PYTHONPATH="$(CURDIR):$(CURDIR)/benchmarks$${PYTHONPATH:+:$$PYTHONPATH}" $(CHECKER) \
+	  benchmarks/gpu_check.py --json $(OUT)/gpu_check.json --markdown $(OUT)/gpu_check.md \
+	  --log $(OUT)/gpu_check.log $(ARGS)

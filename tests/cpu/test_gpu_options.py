@@ -223,5 +223,5 @@ def test_deterministic_is_refused_with_kernels_that_mix_rows(tmp_path, monkeypat
 def test_fp8_is_refused_on_a_gpu_that_has_none(tmp_path, monkeypatch):
     pytest.importorskip("triton")
     monkeypatch.setattr(building, "open_device", lambda name: StandIn(torch.device("cpu")))
-    with pytest.raises(ConfigError, match=r"fp8_e4m3 needs .* 8.9 or above: the a GPU is older"):
+    with pytest.raises(ConfigError, match=r"fp8_e4m3 needs .* 8.9 or above: the Stand-in is older"):
         Engine(tiny(tmp_path), device="cuda", kv_cache_dtype="fp8_e4m3")

@@ -2,31 +2,20 @@
 
 import pytest
 import torch
+from place import DEVICE, here_only, there
 
 from ramify.kernels.dispatch import load_ops
-from ramify.kernels.work_list import WorkList, make_work_list
+from ramify.kernels.drawing import Draws
+from ramify.kernels.work_list import make_work_list
 
-pytestmark = [
-    pytest.mark.gpu,
-    pytest.mark.skipif(not torch.cuda.is_available(), reason="no NVIDIA GPU on this machine"),
-]
+pytestmark = here_only
 
 HEADS, KV_HEADS, DIM, PAGE, PAGES = 6, 2, 64, 16, 40
 
 
-def on_gpu(value):
-    """A tensor, or a work list of tensors, on the GPU."""
-    if isinstance(value, torch.Tensor):
-        return value.cuda()
-    if isinstance(value, WorkList):
-        fields = {name: on_gpu(item) for name, item in vars(value).items()}
-        return WorkList(**fields)
-    return value
-
-
 def close(op, *args):
     """Call `op` on both devices and compare what it returns."""
-    ours = op(*[on_gpu(a.clone() if isinstance(a, torch.Tensor) else a) for a in args])
+    ours = op(*[there(a.clone() if isinstance(a, torch.Tensor) else a) for a in args])
     expected = op(*args)
     torch.testing.assert_close(ours.cpu(), expected, atol=2e-2, rtol=2e-2)
 
@@ -49,3 +38,20 @@ def test_paged_attention(dtype):
     items = [(0, 3, 0, 0, 103, -1), (3, 1, 10, 0, 301, -1)]
     work = make_work_list(items, [0, 1, 2, 3], positions, pages)
     close(ops.paged_attention, torch.randn(4, HEADS, DIM).to(dtype), *pools, work, DIM**-0.5)
+
+
+def test_drawing():
+    """Temperature 0, and filters: the tokens of the CPU, up to a boundary that is rounded away."""
+    torch.manual_seed(0)
+    rows = 16
+    i = torch.arange(rows)
+    draws = Draws(
+        torch.where(i % 4 == 3, 0.0, 0.9),
+        torch.where(i & 1 > 0, 20, -1).int(),
+        torch.where(i & 2 > 0, 0.8, 1.0).double(),
+        torch.where(i & 4 > 0, 0.1, 0.0),
+        torch.rand(rows).double(),
+    )
+    logits, sample = torch.randn(rows, 2000) * 3, load_ops("reference").sample
+    ours = sample(logits.to(DEVICE), there(draws)).cpu()
+    assert (ours != sample(logits, draws)).sum() <= 1

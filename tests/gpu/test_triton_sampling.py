@@ -1,79 +1,136 @@
 """Adjusting and drawing on a GPU, at the size of real vocabularies, against the torch twins."""
 
+import random
+
 import pytest
 import torch
+from place import DEVICE, guarded, here_only, inside, sized, there, untouched
 
 from ramify.kernels.drawing import Adjustments, Draws
+from ramify.kernels.reference import logits as twin_masks
 from ramify.kernels.reference import sampling as twin
 
-pytestmark = [
-    pytest.mark.gpu,
-    pytest.mark.skipif(not torch.cuda.is_available(), reason="no NVIDIA GPU on this machine"),
-]
+pytestmark = here_only
+ROWS = sized(64, 9)
+NEAR = {torch.float32: 1e-5, torch.float16: 2e-3, torch.bfloat16: 1.6e-2}
 
 
-@pytest.mark.parametrize("width", [1000, 32000, 151936])
-@pytest.mark.parametrize("spread", [0.5, 3.0, 10.0])
-def test_draws_are_those_of_the_twin(width, spread):
-    from ramify.kernels.triton.sampling import sample
-
+@pytest.fixture(autouse=True)
+def _seeded():
     torch.manual_seed(0)
-    rows = 64
+
+
+def random_draws(rows):
+    """Draws of every kind: row i has the filters that the bits of i say; 0 and 8 have none."""
     i = torch.arange(rows)
-    logits = torch.randn(rows, width) * spread
-    draws = Draws(
+    return Draws(
         torch.where(i % 16 == 15, 0.0, torch.rand(rows) * 2 + 0.1),
         torch.where(i & 1 > 0, torch.randint(1, 400, (rows,)), -1).int(),
         torch.where(i & 2 > 0, torch.rand(rows).double(), 1.0),
         torch.where(i & 4 > 0, torch.rand(rows) * 0.3, 0.0),
         torch.rand(rows).double(),
     )
-    on_gpu = Draws(**{name: value.cuda() for name, value in vars(draws).items()})
-    tokens = sample(logits.cuda(), on_gpu).cpu()
+
+
+@pytest.mark.parametrize("width", sized([1, 33, 1000, 32000, 128256, 151936], [1, 33, 80]))
+@pytest.mark.parametrize("spread", sized([0.5, 3.0, 10.0], [3.0]))
+def test_draws_are_those_of_the_twin(width, spread):
+    from ramify.kernels.triton.sampling import sample
+
+    logits, draws = torch.randn(ROWS, width) * spread, random_draws(ROWS)
+    on_place, placed = inside(logits), there(draws)
+    tokens = sample(on_place, placed).cpu()
     differ = (tokens != twin.sample(logits, draws)).sum()
     assert differ <= 3, "only a number within 1e-6 of a boundary may fall on its other side"
-    assert torch.equal(sample(logits[7:9].cuda(), slice_of(on_gpu, 7, 9)).cpu(), tokens[7:9])
+    assert torch.equal(sample(on_place[7:9].clone(), slice_of(placed, 7, 9)).cpu(), tokens[7:9])
 
 
 def slice_of(draws, first, last):
     return Draws(**{name: value[first:last] for name, value in vars(draws).items()})
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_adjusted_logits_are_those_of_the_twin(dtype):
+@pytest.mark.parametrize("dtype", sized([torch.bfloat16, torch.float16], [torch.bfloat16]))
+def test_equal_logits_are_drawn_by_id(dtype):
+    """Few values, so that every threshold falls among tokens that share it."""
+    from ramify.kernels.triton.sampling import sample
+
+    logits, draws = torch.randint(-2, 3, (ROWS, sized(5000, 70))).to(dtype), random_draws(ROWS)
+    differ = sample(inside(logits), there(draws)).cpu() != twin.sample(logits, draws)
+    assert differ.sum() <= 1
+
+
+def test_rows_without_numbers_draw_nothing():
+    from ramify.kernels.triton.sampling import sample
+
+    never, nan = -torch.inf, torch.nan
+    logits = torch.tensor([[never, never], [nan, never], [nan, 1.0], [0.0, torch.inf]]).repeat(4, 1)
+    tokens = sample(inside(logits), there(random_draws(16))).tolist()
+    assert tokens == [-1, -1, 1, 1] * 4
+
+
+def random_adjustments(draw, rows, width):
+    """Of some rows: penalties, a mask, both; a bias of some tokens."""
+    some = draw.sample(range(rows), draw.randint(1, rows))
+    n, masks = len(some), 3
+    bias = [(draw.choice(some), token) for token in draw.sample(range(width), min(6, width))]
+    return Adjustments(
+        torch.tensor(some),
+        torch.tensor([draw.randint(-1, rows - 1) for _ in some], dtype=torch.int32),
+        torch.tensor([draw.randint(-1, masks - 1) for _ in some], dtype=torch.int32),
+        torch.rand(n) + 0.5,
+        torch.randn(n),
+        torch.randn(n),
+        (torch.randint(0, 8, (rows, width)) * (torch.rand(rows, width) < 0.4)).int(),
+        torch.randint(-(2**31), 2**31, (masks, max(width // 32, 1))).int(),
+        torch.tensor([row for row, _ in bias]),
+        torch.tensor([token for _, token in bias]),
+        torch.tensor([draw.choice([2.5, -torch.inf, -1.0]) for _ in bias]),
+    )
+
+
+@pytest.mark.parametrize("dtype", NEAR)
+@pytest.mark.parametrize("seed", range(sized(6, 2)))
+def test_adjusted_logits_are_those_of_the_twin(seed, dtype):
     from ramify.kernels.triton.logits import adjust_logits
 
-    torch.manual_seed(0)
-    width, masks = 32001, 2
-    wants = Adjustments(
-        torch.tensor([4, 0, 2]),
-        torch.tensor([1, -1, 2], dtype=torch.int32),
-        torch.tensor([0, 1, -1], dtype=torch.int32),
-        torch.tensor([1.3, 0.7, 0.6]),
-        torch.tensor([0.5, 1.0, -0.3]),
-        torch.tensor([-0.2, 1.0, 0.9]),
-        torch.randint(0, 8, (3, width)).int(),
-        torch.randint(-(2**31), 2**31, (masks, width // 32)).int(),
-        torch.tensor([0, 4, 4, 1]),
-        torch.randperm(width)[:4],
-        torch.tensor([2.5, -torch.inf, 1.0, -1.0]),
-    )
-    logits = (torch.randn(5, width) * 4).to(dtype)
-    mine = logits.cuda()
-    adjust_logits(mine, Adjustments(**{name: x.cuda() for name, x in vars(wants).items()}))
+    torch.manual_seed(seed)
+    draw = random.Random(seed)
+    rows, width = draw.randint(1, sized(64, 5)), draw.choice(sized([33, 32001, 151936], [33, 100]))
+    wants = random_adjustments(draw, rows, width)
+    logits = (torch.randn(rows, width) * 4).to(dtype)
+    mine, memory = guarded(logits)
+    adjust_logits(mine, there(wants))
     twin.adjust_logits(logits, wants)
-    tolerance = 1e-5 if dtype is torch.float32 else 1.6e-2
-    torch.testing.assert_close(mine.cpu(), logits, rtol=tolerance, atol=tolerance)
+    # narrow types: the twin rounds after the penalties and after the bias too
+    torch.testing.assert_close(mine.cpu(), logits, rtol=NEAR[dtype], atol=NEAR[dtype])
+    assert untouched(memory)
 
 
+@pytest.mark.parametrize("dtype", NEAR)
+@pytest.mark.parametrize(
+    ("width", "words"), sized([(151936, 4748), (32001, 1001), (100, 1)], [(31, 1), (100, 1)])
+)
+def test_masks_are_those_of_the_twin(width, words, dtype):
+    from ramify.kernels.triton.logits import mask_logits
+
+    rows = torch.tensor([3, 0])
+    logits, mask = torch.randn(4, width).to(dtype), torch.randint(-(2**31), 2**31, (2, words)).int()
+    mine, memory = guarded(logits)
+    mask_logits(mine, rows.to(DEVICE), mask.to(DEVICE))
+    twin_masks.mask_logits(logits, rows, mask)
+    assert torch.equal(mine.cpu(), logits)
+    assert untouched(memory)
+
+
+@pytest.mark.skipif(DEVICE.type == "cpu", reason="4 GB")
 def test_masks_beyond_two_to_the_31_numbers():
     from ramify.kernels.triton.logits import mask_logits
 
     width = 151936
-    logits = torch.zeros(2**31 // width + 2, width, dtype=torch.bfloat16, device="cuda")
+    logits = torch.zeros(2**31 // width + 2, width, dtype=torch.bfloat16, device=DEVICE)
     last = len(logits) - 1
-    mask = torch.full((1, width // 32), -1, dtype=torch.int32, device="cuda")
+    mask = torch.full((1, width // 32), -1, dtype=torch.int32, device=DEVICE)
     mask[0, -1] = 1
-    mask_logits(logits, torch.tensor([last], device="cuda"), mask)
+    mask_logits(logits, torch.tensor([last], device=DEVICE), mask)
     assert (logits[last] == -torch.inf).sum() == 31
     assert (logits[last - 1] == 0).all()
