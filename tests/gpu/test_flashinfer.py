@@ -11,8 +11,8 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "triton"))
 sys.path.insert(0, str(Path(__file__).parent))
+from place import there
 from steps import make_step
-from test_triton_attention import on_gpu
 
 from ramify.kernels.attention_options import PLAIN, AttentionOptions
 from ramify.kernels.dispatch import load_ops
@@ -54,7 +54,7 @@ def drawn(seed, *, share=True):
     step = make_step(
         kinds, kv_heads * group, kv_heads, draw.choice([64, 128]), torch.bfloat16,
         page=page, trunk=trunk, splits=splits, seed=seed)  # fmt: skip
-    return on_gpu(step)
+    return there(step)
 
 
 def test_there_is_a_backend_of_that_name(ops):
@@ -83,7 +83,7 @@ def test_fp8_pools(ops):
     step = make_step(
         [(900, 1), (300, 1), (500, 200)], 8, 2, 128, torch.bfloat16, page=64, stored=FP8
     )
-    assert_same(on_gpu(step), ops, options, near=6e-2)
+    assert_same(there(step), ops, options, near=6e-2)
 
 
 def test_steps_that_are_planned_before_the_ones_before_have_run(ops):

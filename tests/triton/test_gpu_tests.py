@@ -16,11 +16,14 @@ import gpu_check
 from gpu_children import watch
 
 ON_A_GPU_ONLY = {
+    "test_a_recorded_launch_keeps_its_descriptors",
     "test_a_tensor_on_the_cpu_is_refused",
     "test_bfloat16_answers_and_takes_the_memory_that_it_may",
     "test_masks_beyond_two_to_the_31_numbers",
     "test_pools_of_more_than_two_to_the_31_numbers",
 }
+# Of the clock of a GPU, its matrix units and its library: nothing of them can be interpreted.
+FILES_FOR_A_GPU_ONLY = {"test_deterministic_gpu.py", "test_flashinfer.py", "test_tuning.py"}
 
 
 @pytest.mark.timeout(1500)
@@ -43,7 +46,7 @@ def test_every_test_for_a_gpu_runs_interpreted(tmp_path, monkeypatch):
     bad = {name: words for name, (outcome, words) in outcomes.items() if outcome == "failed"}
     assert not bad, log.read_text()[-4000:]
     assert late == []
-    skipped = {name.rpartition("::")[2].partition("[")[0] for name, (outcome, _)
-               in outcomes.items() if outcome == "skipped"}  # fmt: skip
-    assert skipped == ON_A_GPU_ONLY
+    skipped = [name for name, (outcome, _) in outcomes.items() if outcome == "skipped"]
+    here = [name for name in skipped if Path(name.split("::")[0]).name not in FILES_FOR_A_GPU_ONLY]
+    assert {name.rpartition("::")[2].partition("[")[0] for name in here} == ON_A_GPU_ONLY
     assert Counter(outcome for outcome, _ in outcomes.values())["passed"] > 130
