@@ -37,7 +37,7 @@ TINY = Plan(SMALL, LARGE, rounds=2)
 class Card(Device):
     """The CPU, called as a card is."""
 
-    card = "Test card"
+    name = "Test card"
 
 
 class Clock:
