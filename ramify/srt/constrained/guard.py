@@ -8,8 +8,6 @@ holds up a step once, because the interpreter happens to collect its garbage the
 """
 
 import time
-from collections.abc import Callable
-from typing import TypeVar
 
 import numpy as np
 
@@ -19,8 +17,6 @@ REHEARSED = 8  # tokens
 REHEARSAL_S = 0.1
 ALLOWANCE_S = 0.15
 EARNED_S = 0.002  # a token's share: an eighth of a step of the smallest model
-
-T = TypeVar("T")
 
 
 class Guarded:
@@ -36,19 +32,27 @@ class Guarded:
 
     def fill(self, row: Row) -> bool:
         self._left_s = min(self._left_s + self._earned_s, self._most_s)
-        filled = self._timed(lambda: self._matcher.fill(row))
+        began = time.thread_time()
+        filled = self._matcher.fill(row)
+        self._left_s -= time.thread_time() - began
         if self._left_s < 0:
             raise GrammarError("grammar_timeout", "the grammar needs too much work for one token")
         return filled
 
     def accept(self, token: int) -> bool:
-        return self._timed(lambda: self._matcher.accept(token))
+        began = time.thread_time()
+        taken = self._matcher.accept(token)
+        self._left_s -= time.thread_time() - began
+        return taken
 
     def rollback(self, n: int) -> None:
         self._matcher.rollback(n)
 
     def forced(self) -> list[int]:
-        return self._timed(self._matcher.forced)
+        began = time.thread_time()
+        forced = self._matcher.forced()
+        self._left_s -= time.thread_time() - began
+        return forced
 
     def is_accepting(self) -> bool:
         return self._matcher.is_accepting()
@@ -60,12 +64,6 @@ class Guarded:
         other = Guarded(self._matcher.fork(), self._most_s, self._earned_s)
         other._left_s = self._left_s
         return other
-
-    def _timed(self, work: Callable[[], T]) -> T:
-        began = time.thread_time()
-        result = work()
-        self._left_s -= time.thread_time() - began
-        return result
 
 
 def rehearse(grammar: CompiledGrammar, vocab_size: int, limit_s: float = REHEARSAL_S) -> None:

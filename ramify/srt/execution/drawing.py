@@ -61,11 +61,11 @@ def _restrict(
         return errors
     constrained = [i for i, row in enumerate(rows) if row.matcher is not None]
     ops.mask_logits(logits, torch.tensor(constrained), masks.mask)
-    for i, error, mask in zip(constrained, masks.errors, masks.mask, strict=True):
-        errors[i] = error
+    for m, i in enumerate(constrained):
+        errors[i] = masks.errors[m]
         if i in before and logits[i].max() == -torch.inf:  # bias or minimum length forbid the rest
             logits[i] = before[i]
-            ops.mask_logits(logits, torch.tensor([i]), mask[None])
+            ops.mask_logits(logits, torch.tensor([i]), masks.mask[m : m + 1])
     return errors
 
 

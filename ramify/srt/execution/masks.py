@@ -33,6 +33,7 @@ class MaskFiller:
 
     def __init__(self, vocab_size: int) -> None:
         self._mask = torch.zeros(0, words(vocab_size), dtype=torch.int32)
+        self._rows: list[Row] = []  # of the same memory
 
     def fill(self, matchers: Sequence[Matcher]) -> Masks | None:
         """A mask for each matcher; None if there are none."""
@@ -41,9 +42,9 @@ class MaskFiller:
             return None
         if n > len(self._mask):
             self._mask = torch.zeros(n, self._mask.shape[1], dtype=torch.int32)
-        mask = self._mask[:n]
-        errors = [_fill(*pair) for pair in zip(matchers, mask.numpy(), strict=True)]
-        return Masks(mask, errors)
+            self._rows = list(self._mask.numpy())
+        errors = [_fill(*pair) for pair in zip(matchers, self._rows, strict=False)]
+        return Masks(self._mask[:n], errors)
 
 
 def _fill(matcher: Matcher, row: Row) -> str | None:
