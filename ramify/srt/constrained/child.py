@@ -36,7 +36,7 @@ def main() -> int:
     """Serve one parent until it is gone. Returns the exit status."""
     end = _take_stdin()
     opening = wire.receive(end, wire.Open)
-    os.setpriority(os.PRIO_PROCESS, 0, opening.nice)
+    os.nice(opening.nice)
     _end_with_parent()
     backend = opening.source.open()
     worn_bytes = _limit_memory(opening.memory_bytes)
