@@ -31,6 +31,15 @@ def server(tokenizer_folder: Path) -> Iterator[RunningServer]:
 
 
 @pytest.fixture
+def stays_alive(server: RunningServer) -> Iterator[None]:
+    """Whatever the test sends, the server answers the next request and nothing is left running."""
+    yield
+    reply = server.post("/generate", text="a", sampling_params={"max_new_tokens": 1})
+    assert reply.json()["text"] == "b"
+    assert server.running() == 0
+
+
+@pytest.fixture
 def start_server(tokenizer_folder: Path) -> Iterator[Callable[..., RunningServer]]:
     """Start a server of the test's own: start_server(model, *options)."""
     started: list[RunningServer] = []

@@ -65,14 +65,6 @@ async def until(condition, timeout_s: float = 10.0) -> None:
         await asyncio.sleep(0.01)
 
 
-def alive(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    return Path(f"/proc/{pid}/stat").read_text().split()[2] != "Z"
-
-
 def start_process(folder: Path, knobs: str) -> tuple[subprocess.Popen, zmq.Context, zmq.Socket]:
     """An engine process without a supervisor, and a connection that has seen its Ready."""
     address = engine_address(folder)

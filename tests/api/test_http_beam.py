@@ -3,12 +3,11 @@
 import json
 import signal
 import socket
-import threading
 import time
 
-import httpx
 import pytest
 from fake_core import EOS
+from waiting import Asking, wait_until
 
 from ramify.srt.beam_search import BeamOptions, Beams, extend
 
@@ -52,24 +51,9 @@ def wait_until_it_steps(server):
     wait_until(lambda: steps(server) > before + 3)
 
 
-def wait_until(condition, timeout_s=10.0):
-    deadline = time.monotonic() + timeout_s
-    while not condition():
-        assert time.monotonic() < deadline, "waited too long"
-        time.sleep(0.005)
-
-
-class Asking(threading.Thread):
-    """Posts a search on a thread; `response` is there after `join`."""
-
-    def __init__(self, server, **body):
-        super().__init__()
-        self._url, self._body, self.response = server.url, body, None
-        self.start()
-
-    def run(self):
-        body = {"input_ids": PROMPT, "sampling_params": LONG} | self._body
-        self.response = httpx.post(f"{self._url}/generate", json=body, timeout=30)
+def asking_for_long(server, **body):
+    """A long search on a thread."""
+    return Asking(server.url, **{"input_ids": PROMPT, "sampling_params": LONG} | body)
 
 
 # --- what is found ---
@@ -283,7 +267,7 @@ def test_a_client_that_goes_away_ends_its_search(server):
 
 @pytest.mark.parametrize("abort", [{"rid": "mine"}, {"abort_all": True}])
 def test_an_aborted_search_gives_what_there_is(server, abort):
-    asking = Asking(server, rid="mine")
+    asking = asking_for_long(server, rid="mine")
     wait_until_it_steps(server)
     in_use = server.post("/generate", text="a", rid="mine")
     assert in_use.json()["error"]["code"] == "rid_in_use"
@@ -303,7 +287,7 @@ def test_an_abort_at_any_moment_ends_the_search(start_server):
     """Also between two steps, when the engine knows no request of it."""
     server = start_server("fake:")
     for wait_s in (0.0, 0.001, 0.002, 0.003, 0.005, 0.008):
-        asking = Asking(server, rid="mine")
+        asking = asking_for_long(server, rid="mine")
         time.sleep(wait_s)
         wait_until(lambda: server.post("/abort_request", rid="mine").json()["aborted"])
         asking.join(0.5)
@@ -341,7 +325,7 @@ def test_an_engine_that_dies_in_the_middle_is_an_answer(start_server):
 
 def test_a_search_is_finished_before_the_server_stops(start_server):
     server = start_server("fake:step_s=0.005")
-    asking = Asking(server, sampling_params=LONG | {"max_new_tokens": 100})
+    asking = asking_for_long(server, sampling_params=LONG | {"max_new_tokens": 100})
     wait_until_it_steps(server)
     server.process.send_signal(signal.SIGTERM)
     asking.join(20)

@@ -1,24 +1,15 @@
 """The routes of the cache over real sockets: pins, and a tree that hides or shows its contents."""
 
 import json
-import re
-import signal
-import subprocess
-import sys
-from pathlib import Path
 
-import httpx
 import pytest
-
-RAMIFY = Path(sys.executable).with_name("ramify")
+from server_process import Server
 
 
 @pytest.fixture(autouse=True)
-def _alive(server):
-    """Whatever a test sends, the server answers the next request and nothing stays pinned."""
+def _nothing_is_pinned(stays_alive, server):
+    """Whatever a test sends."""
     yield
-    reply = server.post("/generate", text="a", sampling_params={"max_new_tokens": 1})
-    assert reply.json()["text"] == "b"
     assert server.client.get("/cache/tree").json()["nodes"] == []
 
 
@@ -160,16 +151,10 @@ def test_a_preview_shows_the_first_text_of_each_node_and_its_namespace(start_ser
 @pytest.fixture(scope="module")
 def open_server():
     """The real command with the real model, whose operator shows contents."""
-    options = ["--threads", "1", "--max-total-tokens", "1024", "--port", "0", "--cache-preview"]
-    command = [RAMIFY, "serve", "smollm2", *options, "--log-level", "warning"]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
-        lines = [process.stdout.readline() for _ in range(5)]
-        url = re.search(r"http://\S+(?=/v1)", lines[1])
-        assert url, lines
-        with httpx.Client(base_url=url[0], timeout=60) as made:
-            yield made
-        process.send_signal(signal.SIGTERM)
-        assert process.wait(30) == 0
+    options = ["--threads", "1", "--max-total-tokens", "1024", "--cache-preview"]
+    server = Server("smollm2", *options)
+    yield server
+    assert server.stop() == 0
 
 
 @pytest.mark.model
@@ -178,11 +163,11 @@ def test_with_the_preview_the_real_server_shows_texts_and_what_namespaces_hold(o
     metas = []
     for salt in ("mine", "other"):
         body = {"text": prompt, "sampling_params": {"max_new_tokens": 0}, "cache_salt": salt}
-        metas.append(open_server.post("/generate", json=body).json()["meta_info"])
+        metas.append(open_server.generate(**body).json()["meta_info"])
     assert [meta["cache_miss_reason"] for meta in metas] == ["never seen", "namespace"]
     details = {"device": 0, "host": 0, "disk": 0}
     assert [meta["cached_tokens_details"] for meta in metas] == [details, details]
-    nodes = open_server.get("/cache/tree").json()["nodes"]
+    nodes = open_server.client.get("/cache/tree").json()["nodes"]
     assert [node["namespace"] for node in nodes] == ["0:other", "0:mine"]
     for node in nodes:
         assert len(node["text"]) in range(20, 65)

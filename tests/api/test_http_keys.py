@@ -6,7 +6,6 @@ import logging
 import socket
 import sys
 import threading
-import time
 from pathlib import Path
 
 import httpx
@@ -23,6 +22,7 @@ from ramify.srt.errors import ConfigError
 
 sys.path.insert(0, str(Path(__file__).parent))
 from prometheus import read
+from waiting import wait_until
 
 ALICE, BOB = "alice-0123456789abcdef", "bob-/+=~!0123456789"
 LONG = {"text": "a", "sampling_params": {"max_new_tokens": 4000}}
@@ -289,13 +289,6 @@ def running(ask):
     return ask(ALICE, "GET", "/server_info").json()["stats"]["running"]
 
 
-def until(condition):
-    deadline = time.monotonic() + 10
-    while not condition():
-        assert time.monotonic() < deadline, "waited too long"
-        time.sleep(0.01)
-
-
 def abort(ask, key, **body):
     return ask(key, "POST", "/abort_request", json=body).json()["aborted"]
 
@@ -303,7 +296,7 @@ def abort(ask, key, **body):
 @pytest.mark.parametrize("wanted", [{"rid": "mine"}, {"abort_all": True}])
 def test_nobody_ends_the_requests_of_another(ask, wanted):
     with Running(ask, ALICE, rid="mine") as alice:
-        until(lambda: running(ask) == 1)
+        wait_until(lambda: running(ask) == 1)
         assert abort(ask, BOB, **wanted) == 0
         assert running(ask) == 1
         assert abort(ask, ALICE, **wanted) == 1
@@ -312,7 +305,7 @@ def test_nobody_ends_the_requests_of_another(ask, wanted):
 
 def test_a_rid_of_one_account_says_nothing_to_another(ask):
     with Running(ask, ALICE, rid="mine"):
-        until(lambda: running(ask) == 1)
+        wait_until(lambda: running(ask) == 1)
         short = {"text": "a", "rid": "mine", "sampling_params": {"max_new_tokens": 1}}
         assert ask(ALICE, "POST", "/generate", json=short).json()["error"]["code"] == "rid_in_use"
         other = ask(BOB, "POST", "/generate", json=short)

@@ -5,7 +5,6 @@ import signal
 import socket
 import subprocess
 import sys
-import threading
 import time
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,29 +14,10 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))
 from environment import environment
+from waiting import Asking, wait_until
 
 LONG = {"text": "a", "sampling_params": {"max_new_tokens": 4000}}
 HERE = Path(__file__).parent
-
-
-def wait_until(condition, timeout_s=10.0):
-    deadline = time.monotonic() + timeout_s
-    while not condition():
-        assert time.monotonic() < deadline, "waited too long"
-        time.sleep(0.01)
-
-
-class Asking(threading.Thread):
-    """Posts a request on a thread; `response` is there after `join`."""
-
-    def __init__(self, url, **body):
-        super().__init__()
-        self._url, self._body = url, body
-        self.response = None
-        self.start()
-
-    def run(self):
-        self.response = httpx.post(f"{self._url}/generate", json=self._body, timeout=30)
 
 
 @pytest.mark.parametrize("stream", [True, False])
@@ -101,7 +81,7 @@ def test_an_engine_that_dies_is_an_answer_and_comes_back(start_server):
 
 def test_what_runs_is_finished_before_the_server_stops(start_server):
     server = start_server("fake:step_s=0.005")
-    first = server.start_lines
+    first = server.lines
     assert first[0].startswith("ramify ")
     assert "fake" in first[0]
     assert [line.split()[0] for line in first[1:]] == ["url", "ready", "memory", "KV"]

@@ -9,6 +9,8 @@ import socket
 import httpx
 import pytest
 
+pytestmark = pytest.mark.usefixtures("stays_alive")
+
 GENERATE, COMPLETE, CHAT = "/generate", "/v1/completions", "/v1/chat/completions"
 HELLO = [{"role": "user", "content": "hi"}]
 BASE = {
@@ -17,15 +19,6 @@ BASE = {
     CHAT: {"model": "fake", "messages": HELLO, "max_tokens": 1},
 }
 MISSING = object()
-
-
-@pytest.fixture(autouse=True)
-def _alive(server):
-    """Whatever a test sends, the server answers the next request and nothing is left running."""
-    yield
-    reply = server.post(GENERATE, text="a", sampling_params={"max_new_tokens": 1})
-    assert reply.json()["text"] == "b"
-    assert server.running() == 0
 
 
 def check(response: httpx.Response, status: int, param: str | None) -> None:

@@ -3,10 +3,10 @@
 import itertools
 import json
 import threading
-import time
 
 import httpx
 import pytest
+from waiting import wait_until
 
 
 def events(response: httpx.Response) -> list:
@@ -185,10 +185,3 @@ def test_the_engine_tells_of_itself(server):
     assert state["page_size"] == 16
     assert state["violations"] == []
     assert state["version"]
-
-
-def wait_until(condition, timeout_s=10.0):
-    deadline = time.monotonic() + timeout_s
-    while not condition():
-        assert time.monotonic() < deadline, "waited too long"
-        time.sleep(0.01)

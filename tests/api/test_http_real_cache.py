@@ -2,20 +2,16 @@
 with random weights."""
 
 import json
-import re
-import signal
-import subprocess
 import sys
 from pathlib import Path
 
-import httpx
 import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))
 import prometheus
+from server_process import Server
 
-RAMIFY = Path(sys.executable).with_name("ramify")
-OPTIONS = ["--threads", "1", "--max-total-tokens", "1024", "--dtype", "float32", "--port", "0"]
+OPTIONS = ["--threads", "1", "--max-total-tokens", "1024", "--dtype", "float32"]
 TINY = {
     "architectures": ["LlamaForCausalLM"],
     "model_type": "llama",
@@ -40,15 +36,9 @@ KEPT = list(range(5, 105))
 def client(tmp_path_factory):
     config = tmp_path_factory.mktemp("tiny") / "tiny.json"
     config.write_text(json.dumps(TINY))
-    command = [RAMIFY, "serve", f"dummy:{config}", *OPTIONS, "--log-level", "warning"]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
-        lines = [process.stdout.readline() for _ in range(5)]
-        url = re.search(r"http://\S+(?=/v1)", lines[1])
-        assert url, lines
-        with httpx.Client(base_url=url[0], timeout=60) as made:
-            yield made
-        process.send_signal(signal.SIGTERM)
-        assert process.wait(30) == 0
+    server = Server(f"dummy:{config}", *OPTIONS)
+    yield server.client
+    assert server.stop() == 0
 
 
 @pytest.fixture(autouse=True)

@@ -9,6 +9,8 @@ import httpx
 import openai
 import pytest
 
+pytestmark = pytest.mark.usefixtures("stays_alive")
+
 GENERATE, COMPLETE, CHAT = "/generate", "/v1/completions", "/v1/chat/completions"
 BASE = {
     GENERATE: {"text": "a"},
@@ -19,15 +21,6 @@ SCHEMA = {"type": "object", "properties": {"z": {"type": "integer"}, "a": {"cons
 TEXT = json.dumps(SCHEMA, ensure_ascii=False)
 TAG = {"type": "structural_tag", "format": {"type": "any_text"}}
 IN_PARAMS = "sampling_params"
-
-
-@pytest.fixture(autouse=True)
-def _alive(server):
-    """Whatever a test sends, the server answers the next request and nothing is left running."""
-    yield
-    reply = server.post(GENERATE, text="a", sampling_params={"max_new_tokens": 1})
-    assert reply.json()["text"] == "b"
-    assert server.running() == 0
 
 
 @pytest.fixture(scope="module")

@@ -17,13 +17,13 @@ import zmq
 sys.path.insert(0, str(Path(__file__).parent))
 from byte_tokenizer import byte_tokenizer
 from engine_processes import (
-    alive,
     collect,
     find_fake_core,
     submit,
     supervised,
     until,
 )
+from waiting import is_alive
 
 from ramify.srt.errors import InvalidRequest, QueueFull, Unavailable
 from ramify.srt.messages import Finished, Rejected, Tokens, encode
@@ -52,7 +52,7 @@ def test_an_engine_starts_serves_and_stops():
             assert folder.exists()
         assert client.state is State.STOPPED
         assert not folder.exists()
-        assert not alive(pid)
+        assert not is_alive(pid)
         with pytest.raises(Unavailable, match="shut down"):
             await collect(client, submit("b"))
 

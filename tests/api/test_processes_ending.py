@@ -12,7 +12,6 @@ import pytest
 sys.path.insert(0, str(Path(__file__).parent))
 from engine_processes import (
     CORE,
-    alive,
     bare_process,
     collect,
     ends_with,
@@ -21,6 +20,7 @@ from engine_processes import (
     supervised,
     until,
 )
+from waiting import is_alive
 
 from ramify.srt import launch
 from ramify.srt.config import EngineConfig
@@ -134,7 +134,7 @@ def test_a_start_that_is_cancelled_leaves_no_process():
         starting.cancel()
         with pytest.raises(asyncio.CancelledError):
             await starting
-        assert not alive(pid)
+        assert not is_alive(pid)
 
     asyncio.run(scenario())
 

@@ -1,9 +1,6 @@
 """Beam search gives what transformers gives: the rules on random models, then the real one."""
 
 import itertools
-import re
-import signal
-import subprocess
 import sys
 import time
 from pathlib import Path
@@ -16,8 +13,10 @@ from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 from ramify.srt.beam_search import BeamOptions, Beams, beam_search, extend
 from ramify.srt.engine import Engine
 
+sys.path.insert(0, str(Path(__file__).parents[1] / "api"))
+from server_process import Server
+
 # float32: a cached prefix shifts bfloat16 logits enough to order two beams otherwise.
-RAMIFY = Path(sys.executable).with_name("ramify")
 OPTIONS = {"threads": 1, "max_total_tokens": 2048, "dtype": "float32"}
 PROMPTS = [
     "The capital of France is",
@@ -168,34 +167,22 @@ def test_a_reply_is_text_and_says_why_it_ended(engine):
 
 
 @pytest.fixture(scope="module")
-def client(smollm2):
+def server(smollm2):
     options = [f"--{name.replace('_', '-')}={value}" for name, value in OPTIONS.items()]
-    command = [RAMIFY, "serve", "smollm2", "--port=0", "--log-level=warning", *options]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
-        lines = [process.stdout.readline() for _ in range(5)]
-        url = re.search(r"http://\S+(?=/v1)", lines[1])
-        assert url, lines
-        with httpx.Client(base_url=url[0], timeout=120) as made:
-            yield made
-        process.send_signal(signal.SIGTERM)
-        assert process.wait(30) == 0
-
-
-def stats(client):
-    info = client.get("/server_info").json()
-    assert info["violations"] == []
-    return info["stats"]
+    server = Server("smollm2", *options)
+    yield server
+    assert server.stop() == 0
 
 
 @pytest.mark.model
 @pytest.mark.parametrize(("prompt", "penalty"), list(zip(PROMPTS, PENALTIES, strict=True))[::2])
-def test_over_http_it_is_the_same_search(engine, client, prompt, penalty):
+def test_over_http_it_is_the_same_search(engine, server, prompt, penalty):
     """The same ids, texts, scores and counts as the function above an engine in this process."""
     options = {"beam_width": 4, "max_new_tokens": 12, "length_penalty": penalty}
     assert engine.flush_cache()
-    assert client.post("/flush_cache", params={"timeout": 10}).is_success
+    assert server.client.post("/flush_cache", params={"timeout": 10}).is_success
     expected = beam_search(engine, prompt, n=4, **options)
-    found = client.post("/generate", json={"text": prompt, "sampling_params": options}).json()
+    found = server.generate(text=prompt, sampling_params=options).json()
     same = ("output_ids", "text")
     assert [[r[k] for k in same] for r in found] == [[r[k] for k in same] for r in expected]
     for reply, other in zip(found, expected, strict=True):
@@ -205,30 +192,29 @@ def test_over_http_it_is_the_same_search(engine, client, prompt, penalty):
         assert meta["score"] == pytest.approx(wanted["score"], abs=1e-4)
     completion = {"model": "smollm2", "prompt": prompt, "max_tokens": 12, "n": 4}
     completion |= {"use_beam_search": True, "length_penalty": penalty}
-    choices = client.post("/v1/completions", json=completion).json()["choices"]
+    choices = server.post("/v1/completions", **completion).json()["choices"]
     assert [choice["text"] for choice in choices] == [reply["text"] for reply in expected]
 
 
 @pytest.mark.model
-def test_over_http_a_beam_may_be_wider_than_log_probabilities_are_told(client):
+def test_over_http_a_beam_may_be_wider_than_log_probabilities_are_told(server):
     sampling = {"beam_width": 64, "max_new_tokens": 3}
-    body = {"text": "Roses are red,", "sampling_params": sampling}
-    found = client.post("/generate", json=body).json()
+    found = server.generate(text="Roses are red,", sampling_params=sampling).json()
     assert len({tuple(reply["output_ids"]) for reply in found}) == 64
     scores = [reply["meta_info"]["score"] for reply in found]
     assert scores == sorted(scores, reverse=True)
-    assert stats(client)["running"] == 0
+    assert server.stats()["running"] == 0
 
 
 @pytest.mark.model
-def test_a_client_that_leaves_in_the_middle_gives_all_pages_back(client):
+def test_a_client_that_leaves_in_the_middle_gives_all_pages_back(server):
     sampling = {"beam_width": 8, "max_new_tokens": 1000}
     body = {"text": "Once upon a time", "sampling_params": sampling}
     with pytest.raises(httpx.ReadTimeout):
-        client.post("/generate", json=body, timeout=1.0)
+        server.client.post("/generate", json=body, timeout=1.0)
     time.sleep(0.5)
-    first = stats(client)
+    first = server.stats()
     assert (first["running"], first["waiting"]) == (0, 0)
     assert first["pages_free"] + first["pages_evictable"] == first["pages_total"]
     time.sleep(0.3)
-    assert stats(client)["steps"] == first["steps"], "no further step came"
+    assert server.stats()["steps"] == first["steps"], "no further step came"

@@ -17,6 +17,7 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "api"))
 from byte_tokenizer import byte_tokenizer
+from waiting import is_alive
 
 from ramify.srt.clock import VirtualClock
 from ramify.srt.constrained.base import GrammarError
@@ -85,13 +86,6 @@ def compiled(manager: GrammarManager, text: str):
     ticket = manager.request(spec(text))
     settle(manager, ticket)
     return ticket
-
-
-def is_alive(pid: int) -> bool:
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rsplit(") ", 1)[1][0] != "Z"
-    except FileNotFoundError:
-        return False
 
 
 def gone_within(pid: int, timeout_s: float) -> bool:

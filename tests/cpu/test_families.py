@@ -69,18 +69,23 @@ def checkpoint(folder, name):
 @pytest.mark.parametrize("name", FAMILIES)
 def test_logits_and_greedy_tokens_agree_with_transformers(tmp_path, name, backend):
     model = checkpoint(tmp_path, name)
-    prompts = [[(3 * i + k) % 211 for i in range(n)] for k, n in enumerate((1, 5, 17, 150))]
     options = {"dtype": "float32", "attention_backend": backend, "kv_cache_gb": 0.01}
     write_tokenizer(tmp_path)
     with Engine(str(tmp_path), chunked_prefill_size=64, **options) as engine:
-        for prompt in prompts:
-            reply = engine.generate(
-                input_ids=prompt,
-                sampling_params={"temperature": 0.0, "max_new_tokens": 8},
-                return_logprob=True,
-                logprob_start_len=0,
-            )
-            check(model, prompt, reply)
+        check_prompts(model, engine)
+
+
+def check_prompts(model, engine):
+    """Answer prompts of four lengths greedily, and check each reply."""
+    prompts = [[(3 * i + k) % 211 for i in range(n)] for k, n in enumerate((1, 5, 17, 150))]
+    for prompt in prompts:
+        reply = engine.generate(
+            input_ids=prompt,
+            sampling_params={"temperature": 0.0, "max_new_tokens": 8},
+            return_logprob=True,
+            logprob_start_len=0,
+        )
+        check(model, prompt, reply)
 
 
 def check(model, prompt, reply):

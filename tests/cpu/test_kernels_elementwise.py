@@ -1,9 +1,15 @@
 """Norms, activation and rotary embedding: C++ against plain torch."""
 
+import sys
+from pathlib import Path
+
 import pytest
 import torch
 
 from ramify.kernels.dispatch import load_ops
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "triton"))
+from guards import guarded, untouched
 
 OPS, REFERENCE = load_ops("cpu"), load_ops("reference")
 # bf16: both sides round where the table says, so they differ by one step of rounding at most.
@@ -24,33 +30,25 @@ def assert_near(mine, oracle):
     torch.testing.assert_close(mine, oracle, atol=tolerance, rtol=tolerance)
 
 
-def inside_nan(*shape, dtype):
-    """A tensor with NaN before and after it in memory, and those neighbours to look at later."""
-    size = torch.Size(shape).numel()
-    memory = torch.full((size + 128,), torch.nan, dtype=dtype)
-    memory[64:-64] = torch.randn(size).to(dtype)
-    return memory[64:-64].view(shape), memory
-
-
-def assert_neighbours_untouched(memory):
-    assert memory[:64].isnan().all()
-    assert memory[-64:].isnan().all()
+def random_guarded(*shape, dtype):
+    """Random numbers, and the memory around them."""
+    return guarded(torch.randn(shape).to(dtype))
 
 
 @pytest.mark.parametrize("dtype", TOLERANCE)
 @pytest.mark.parametrize("tokens", [1, 3, 130])
 @pytest.mark.parametrize("width", [8, 24, 64, 576, 1000])
 def test_rms_norm(tokens, width, dtype):
-    x, memory = inside_nan(tokens, width, dtype=dtype)
+    x, memory = random_guarded(tokens, width, dtype=dtype)
     weight = torch.randn(width).to(dtype)
     assert_near(OPS.rms_norm(x, weight, EPS), REFERENCE.rms_norm(x, weight, EPS))
-    residual, around = inside_nan(tokens, width, dtype=dtype)
+    residual, around = random_guarded(tokens, width, dtype=dtype)
     expected = residual.clone()
     normed = OPS.add_rms_norm(x, residual, weight, EPS)
     assert_near(normed, REFERENCE.add_rms_norm(x, expected, weight, EPS))
     assert torch.equal(residual, expected)
-    assert_neighbours_untouched(memory)
-    assert_neighbours_untouched(around)
+    assert untouched(memory)
+    assert untouched(around)
 
 
 def test_rms_norm_rounds_like_hugging_face_models():
@@ -67,7 +65,7 @@ def test_rms_norm_rounds_like_hugging_face_models():
 @pytest.mark.parametrize("tokens", [1, 2, 70])
 @pytest.mark.parametrize("width", [8, 24, 64, 128, 200, 1536])
 def test_silu_mul(tokens, width, dtype):
-    gate_up, _ = inside_nan(tokens, 2 * width, dtype=dtype)
+    gate_up, _ = random_guarded(tokens, 2 * width, dtype=dtype)
     gate_up[0, 0], gate_up[0, 1] = 300.0, -300.0  # exp overflows fp32 here
     mine = OPS.silu_mul(gate_up)
     assert_near(mine, REFERENCE.silu_mul(gate_up))
@@ -75,7 +73,7 @@ def test_silu_mul(tokens, width, dtype):
 
 
 def rope_arguments(tokens, heads, kv_heads, head_dim, dtype, page_size=16):
-    qkv, _ = inside_nan(tokens, (heads + 2 * kv_heads) * head_dim, dtype=dtype)
+    qkv, _ = random_guarded(tokens, (heads + 2 * kv_heads) * head_dim, dtype=dtype)
     pages = -(-2 * tokens // page_size)
     angles = torch.rand(100, head_dim // 2) * 6.3
     return {

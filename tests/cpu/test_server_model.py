@@ -11,7 +11,7 @@ import httpx
 import openai
 import pytest
 
-sys.path.insert(0, str(Path(__file__).parent))
+sys.path.insert(0, str(Path(__file__).parents[1] / "api"))
 from server_process import Server
 
 pytestmark = pytest.mark.model

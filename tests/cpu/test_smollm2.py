@@ -1,10 +1,16 @@
 """The embedded model against transformers, and against itself under every way to schedule it."""
 
+import sys
+from pathlib import Path
+
 import pytest
 import torch
 import transformers
 
 from ramify.srt.engine import Engine
+
+sys.path.insert(0, str(Path(__file__).parent))
+from prompt_errors import prompt_errors
 
 pytestmark = pytest.mark.model
 
@@ -100,30 +106,11 @@ def test_bfloat16_is_as_close_to_fp32_as_transformers_bfloat16_is(smollm2, oracl
     """The yardstick is what the number type itself costs: transformers' own bf16 against fp32."""
     peer = transformers.AutoModelForCausalLM.from_pretrained(smollm2.path, dtype=torch.bfloat16)
     some = [prompts[i] for i in (13, 15, 16, 17, 18)]
-    ours, peers = [], []
     with Engine("smollm2", dtype="bfloat16", kv_cache_gb=0.2) as engine:
-        for prompt in some:
-            reply = engine.generate(
-                input_ids=prompt,
-                sampling_params={"max_new_tokens": 0},
-                return_logprob=True,
-                logprob_start_len=1,
-            )
-            got = torch.tensor([e[0] for e in reply["meta_info"]["input_token_logprobs"]])
-            expected = prompt_logprobs(oracle, prompt)
-            ours.append((got - expected).abs())
-            peers.append((prompt_logprobs(peer, prompt) - expected).abs())
-    error, peer_error = torch.cat(ours), torch.cat(peers)
+        error, peer_error = prompt_errors(engine, some, oracle, peer)
     assert error.mean() < 1.1 * peer_error.mean()
     assert error.max() < 1.5 * peer_error.max()
     assert error.mean() < 0.1
-
-
-def prompt_logprobs(model, prompt):
-    """Log-probability of every prompt token but the first, by transformers."""
-    with torch.no_grad():
-        logprobs = model(torch.tensor([prompt])).logits[0].float().log_softmax(-1)
-    return logprobs[:-1].gather(-1, torch.tensor(prompt[1:])[:, None])[:, 0]
 
 
 def test_deterministic_mode_gives_the_same_bits_however_it_is_scheduled(prompts):

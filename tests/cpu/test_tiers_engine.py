@@ -6,15 +6,15 @@ equal tokens mean that the right pages came back.
 
 import logging
 import sys
-import time
 from pathlib import Path
 
 import pytest
 
 from ramify.srt.engine import Engine
 
-sys.path.insert(0, str(Path(__file__).parent))
+sys.path.insert(0, str(Path(__file__).parents[1] / "api"))
 from server_process import Server
+from waiting import wait_until
 
 pytestmark = pytest.mark.model
 
@@ -123,17 +123,10 @@ def test_a_prompt_that_was_found_twice_survives_a_crash(tmp_path, smollm2):
     bodies = [{"input_ids": [*SYSTEM, i], "sampling_params": GREEDY} for i in range(3)]
     for body in bodies[:2]:
         server.generate(**body)
-    wait_for(lambda: len(list(tmp_path.glob("*/[0-9a-f]*"))) >= 62)
+    wait_until(lambda: len(list(tmp_path.glob("*/[0-9a-f]*"))) >= 62)
     server.kill()
     again = Server("smollm2", *options)
     details = again.generate(**bodies[2]).json()["meta_info"]["cached_tokens_details"]
     assert details["disk"] == 1000
     assert again.stats()["disk_tokens"] == 1000
     assert again.stop() == 0
-
-
-def wait_for(true, timeout_s=10.0):
-    until = time.monotonic() + timeout_s
-    while not true():
-        assert time.monotonic() < until
-        time.sleep(0.02)

@@ -1,5 +1,8 @@
 """Pages on their way between the pool, host memory and files: no bit changes, no move overtakes."""
 
+import sys
+from pathlib import Path
+
 import pytest
 import torch
 
@@ -19,6 +22,9 @@ from ramify.radix_cache.plans import (
     PageRecord,
     PageStore,
 )
+
+sys.path.insert(0, str(Path(__file__).parent))
+from completions import ended
 
 SHAPE = {"n_layers": 3, "n_pages": 6, "n_kv_heads": 2, "page_size": 4, "head_dim": 8}
 BITS = {torch.bfloat16: torch.int16, torch.float32: torch.int32}
@@ -56,17 +62,6 @@ def worker(pool, tmp_path):
 def bits(pool):
     """[2, layers, pages, ...] integers: NaN is unequal to itself."""
     return torch.stack((pool.keys, pool.values)).view(BITS[pool.keys.dtype]).clone()
-
-
-def ended(worker, n):
-    """The next n completions."""
-    done = []
-    while len(done) < n:
-        worker.wait(10)
-        news = worker.poll()
-        assert news, "nothing ended in ten seconds"
-        done += news
-    return done
 
 
 def test_a_page_comes_back_from_host_memory_to_the_bit_and_no_other_changes(pool):

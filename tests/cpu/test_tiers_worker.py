@@ -7,8 +7,10 @@ until somebody reads, and writing ends in an error when that reader goes.
 import logging
 import os
 import select
+import sys
 import threading
 import time
+from pathlib import Path
 
 import pytest
 import torch
@@ -19,6 +21,11 @@ from ramify.radix_cache.kv_pool import KvPool
 from ramify.radix_cache.page_files import PageFiles
 from ramify.radix_cache.page_keys import page_key, root_key
 from ramify.radix_cache.plans import FileDone, FileDrop, FileRead, FileWrite, PageRecord
+
+sys.path.insert(0, str(Path(__file__).parent))
+sys.path.insert(0, str(Path(__file__).parents[1] / "api"))
+from completions import ended
+from waiting import wait_until
 
 PAGE_SIZE, HEAD_DIM, SLOTS = 4, 8192, 8
 PAGE_BYTES = 2 * PAGE_SIZE * HEAD_DIM * 4  # more than a pipe holds
@@ -62,7 +69,7 @@ def stick(worker, part):
     """Let the disk hang in the write of page 0, which is the running one from here on."""
     os.mkfifo(part)
     worker.begin(FileWrite(0, record(0)))
-    until(lambda: not worker._writes)
+    wait_until(lambda: not worker._writes)
 
 
 def release(part):
@@ -70,24 +77,6 @@ def release(part):
     reader = os.open(part, os.O_RDONLY | os.O_NONBLOCK)
     assert select.select([reader], [], [], 10)[0]
     os.close(reader)
-
-
-def until(true, timeout_s=10.0):
-    end = time.monotonic() + timeout_s
-    while not true():
-        assert time.monotonic() < end, "it did not happen"
-        time.sleep(0.001)
-
-
-def ended(worker, n):
-    """The next n completions."""
-    done = []
-    while len(done) < n:
-        worker.wait(10)
-        news = worker.poll()
-        assert news, "nothing ended in ten seconds"
-        done += news
-    return done
 
 
 def test_what_was_written_is_read_and_what_was_dropped_is_not(start, host):
@@ -99,7 +88,7 @@ def test_what_was_written_is_read_and_what_was_dropped_is_not(start, host):
     assert ended(worker, 1) == [FileDone(FileRead(record(2), 5), True)]
     assert (host.slots[5] == 2).all()
     worker.begin(FileDrop(record(2).key))
-    until(lambda: not worker._writes)
+    wait_until(lambda: not worker._writes)
     worker.begin(FileWrite(3, record(3)))  # behind the drop, so its end tells of the drop's
     ended(worker, 1)
     worker.begin(FileRead(record(2), 6))

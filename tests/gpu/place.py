@@ -7,12 +7,12 @@ then the small ones, as a program takes a millisecond. `tests/triton` does so on
 
 import os
 
+import guards
 import pytest
 import torch
 
 INTERPRETED = os.environ.get("RAMIFY_GPU_TESTS") == "interpreted"
 DEVICE = torch.device("cpu" if INTERPRETED else "cuda")
-GUARD = 256  # numbers before and after what a kernel may read and write
 ONLY_CUDA = ("disable_cuda_graph", "cuda_graph_max_bs", "mem_fraction_static")
 
 here_only = [
@@ -45,29 +45,13 @@ def there(value):
 
 
 def guarded(x):
-    """(the numbers on the place, the memory around them): NaN before and after, or bytes of 0x7f.
-
-    0x7f is NaN as e4m3. A kernel that reads beyond its numbers gives NaN, one that writes is seen
-    by `untouched`.
-    """
-    memory = torch.empty(x.numel() + 2 * GUARD, dtype=x.dtype)
-    narrow = x.dtype.itemsize == 1 or not x.dtype.is_floating_point
-    memory.view(torch.uint8).fill_(0x7F) if narrow else memory.fill_(torch.nan)
-    memory[GUARD:-GUARD] = x.flatten()
-    memory = memory.to(DEVICE)
-    return memory[GUARD:-GUARD].view(x.shape), memory
+    """`guards.guarded` on the place."""
+    return guards.guarded(x, DEVICE)
 
 
 def inside(x):
     """The numbers of `guarded`, where nothing is to be written."""
-    return guarded(x)[0]
-
-
-def untouched(memory):
-    """Whether the guards are what they were."""
-    ends = torch.cat((memory[:GUARD], memory[-GUARD:])).cpu()
-    narrow = ends.dtype.itemsize == 1 or not ends.dtype.is_floating_point
-    return bool((ends.view(torch.uint8) == 0x7F).all() if narrow else ends.isnan().all())
+    return guards.inside(x, DEVICE)
 
 
 def bits(x):

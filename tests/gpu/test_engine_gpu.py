@@ -4,7 +4,7 @@ import json
 
 import pytest
 from place import ONLY_CUDA, engine_options, here_only, on_a_gpu, sized
-from test_families import FAMILIES, SIZES, check, checkpoint, write_tokenizer
+from test_families import FAMILIES, SIZES, check_prompts, checkpoint, write_tokenizer
 
 from ramify.srt.engine import Engine
 
@@ -30,16 +30,8 @@ ASKED = [
 def test_logits_and_greedy_tokens_agree_with_transformers(tmp_path, name):
     model = checkpoint(tmp_path, name)
     write_tokenizer(tmp_path)
-    prompts = [[(3 * i + k) % 211 for i in range(n)] for k, n in enumerate((1, 5, 17, 150))]
     with Engine(str(tmp_path), **engine_options(**GPU)) as engine:
-        for prompt in prompts:
-            reply = engine.generate(
-                input_ids=prompt,
-                sampling_params={"temperature": 0.0, "max_new_tokens": 8},
-                return_logprob=True,
-                logprob_start_len=0,
-            )
-            check(model, prompt, reply)
+        check_prompts(model, engine)
 
 
 @pytest.fixture(scope="module")

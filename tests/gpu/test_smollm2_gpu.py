@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 from place import DEVICE, INTERPRETED, engine_options, here_only, sized
+from prompt_errors import prompt_errors
 from test_families import write_tokenizer
 
 from ramify.srt.engine import Engine
@@ -119,31 +120,13 @@ def test_however_it_runs_the_tokens_are_those_of_transformers(folder, oracle, pr
         assert again["meta_info"]["cached_tokens"] > 0
 
 
-def logprobs(model, prompt):
-    """Log-probability of every prompt token but the first, by transformers."""
-    with torch.inference_mode():
-        rows = model(torch.tensor([prompt], device=DEVICE)).logits[0].float().log_softmax(-1)
-    return rows[:-1].gather(-1, torch.tensor(prompt[1:], device=DEVICE)[:, None])[:, 0].cpu()
-
-
 def test_bfloat16_is_as_close_to_fp32_as_transformers_bfloat16_is(folder, oracle, prompts):
     """The yardstick is what the number type itself costs: transformers' own bf16 against fp32."""
     peer = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.bfloat16)
     peer = peer.to(DEVICE).eval()
-    ours, peers = [], []
     options = engine_options(dtype="bfloat16", max_total_tokens=8192, cuda_graph_max_bs=4)
+    some = [prompt for prompt in prompts if len(prompt) > 30][:5]
     with Engine(folder, **options) as engine:
-        for prompt in [p for p in prompts if len(p) > 30][:5]:
-            reply = engine.generate(
-                input_ids=prompt,
-                sampling_params={"max_new_tokens": 0},
-                return_logprob=True,
-                logprob_start_len=1,
-            )
-            got = torch.tensor([e[0] for e in reply["meta_info"]["input_token_logprobs"]])
-            expected = logprobs(oracle, prompt)
-            ours.append((got - expected).abs())
-            peers.append((logprobs(peer, prompt) - expected).abs())
-    error, peer_error = torch.cat(ours), torch.cat(peers)
+        error, peer_error = prompt_errors(engine, some, oracle, peer)
     assert error.mean() < 1.3 * peer_error.mean()
     assert error.max() < 2 * peer_error.max()

@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 import torch
 from place import INTERPRETED, here_only, needs_fp8, on_a_gpu, sized, there
-from steps import TOLERANCE, Step, make_step
+from steps import TOLERANCE, Step, assert_as_reference, make_step
 
 from ramify.kernels.attention_options import PLAIN, AttentionOptions
 from ramify.kernels.dispatch import load_ops
@@ -22,9 +22,7 @@ def attention():
 
 def assert_same(step, options=PLAIN, near=None):
     """The step is on the CPU; its pools hold NaN wherever nothing may be read."""
-    mine, oracle = there(step).run(attention(), options).cpu(), step.run(reference, options)
-    near = near or TOLERANCE[step.q.dtype]
-    torch.testing.assert_close(mine.float(), oracle.float(), atol=near, rtol=near)
+    assert_as_reference(there(step).run(attention(), options), step, options, near)
 
 
 def drawn(seed):

@@ -5,7 +5,7 @@ import random
 import pytest
 import torch
 from place import here_only, on_a_gpu, sized, there
-from steps import TOLERANCE, Step, in_large_tile, make_step
+from steps import TOLERANCE, Step, assert_as_reference, in_large_tile, make_step
 
 from ramify.kernels.attention_options import PLAIN, AttentionOptions
 from ramify.kernels.reference.attention import paged_attention as reference
@@ -27,10 +27,7 @@ def by_descriptors(step):
 
 def assert_same(step, options=PLAIN, near=None):
     """The step is on the CPU; its pools hold NaN wherever nothing may be read."""
-    mine = there(step).run(by_descriptors(step), options).cpu()
-    near = near or TOLERANCE[step.q.dtype]
-    oracle = step.run(reference, options).float()
-    torch.testing.assert_close(mine.float(), oracle, atol=near, rtol=near)
+    assert_as_reference(there(step).run(by_descriptors(step), options), step, options, near)
 
 
 def drawn(seed):

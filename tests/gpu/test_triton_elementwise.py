@@ -4,16 +4,8 @@ import random
 
 import pytest
 import torch
-from place import (
-    DEVICE,
-    guarded,
-    here_only,
-    inside,
-    needs_fp8,
-    on_a_gpu,
-    sized,
-    untouched,
-)
+from guards import untouched
+from place import DEVICE, guarded, here_only, inside, needs_fp8, on_a_gpu, sized
 
 from ramify.kernels.reference import elementwise, quantised
 
@@ -53,13 +45,6 @@ def test_norms(tokens, width, dtype):
     check_norms(tokens, width, dtype)
 
 
-@pytest.mark.parametrize("seed", range(sized(12, 3)))
-def test_norms_of_random_sizes(seed):
-    draw = random.Random(seed)
-    tokens, width = draw.randint(1, sized(400, 5)), draw.randint(1, sized(9000, 300))
-    check_norms(tokens, width, draw.choice([*TOLERANCE]))
-
-
 def check_silu(tokens, width, dtype):
     from ramify.kernels.triton import activation
 
@@ -73,12 +58,12 @@ def test_silu_mul(tokens, width, dtype):
     check_silu(tokens, width, dtype)
 
 
+@pytest.mark.parametrize("check", [check_norms, check_silu])
 @pytest.mark.parametrize("seed", range(sized(12, 3)))
-def test_silu_mul_of_random_sizes(seed):
+def test_random_sizes(seed, check):
     draw = random.Random(seed)
-    check_silu(
-        draw.randint(1, sized(300, 4)), draw.randint(1, sized(9000, 300)), draw.choice([*TOLERANCE])
-    )
+    tokens, width = draw.randint(1, sized(400, 5)), draw.randint(1, sized(9000, 300))
+    check(tokens, width, draw.choice([*TOLERANCE]))
 
 
 @needs_fp8

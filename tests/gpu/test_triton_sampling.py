@@ -4,7 +4,9 @@ import random
 
 import pytest
 import torch
-from place import DEVICE, guarded, here_only, inside, sized, there, untouched
+from guards import untouched
+from place import DEVICE, guarded, here_only, inside, sized, there
+from random_draws import random_draws
 
 from ramify.kernels.drawing import Adjustments, Draws
 from ramify.kernels.reference import logits as twin_masks
@@ -20,24 +22,12 @@ def _seeded():
     torch.manual_seed(0)
 
 
-def random_draws(rows):
-    """Draws of every kind: row i has the filters that the bits of i say; 0 and 8 have none."""
-    i = torch.arange(rows)
-    return Draws(
-        torch.where(i % 16 == 15, 0.0, torch.rand(rows) * 2 + 0.1),
-        torch.where(i & 1 > 0, torch.randint(1, 400, (rows,)), -1).int(),
-        torch.where(i & 2 > 0, torch.rand(rows).double(), 1.0),
-        torch.where(i & 4 > 0, torch.rand(rows) * 0.3, 0.0),
-        torch.rand(rows).double(),
-    )
-
-
 @pytest.mark.parametrize("width", sized([1, 33, 1000, 32000, 128256, 151936], [1, 33, 80]))
 @pytest.mark.parametrize("spread", sized([0.5, 3.0, 10.0], [3.0]))
 def test_draws_are_those_of_the_twin(width, spread):
     from ramify.kernels.triton.sampling import sample
 
-    logits, draws = torch.randn(ROWS, width) * spread, random_draws(ROWS)
+    logits, draws = torch.randn(ROWS, width) * spread, random_draws(ROWS, 400)
     on_place, placed = inside(logits), there(draws)
     tokens = sample(on_place, placed).cpu()
     differ = (tokens != twin.sample(logits, draws)).sum()
@@ -54,7 +44,7 @@ def test_equal_logits_are_drawn_by_id(dtype):
     """Few values, so that every threshold falls among tokens that share it."""
     from ramify.kernels.triton.sampling import sample
 
-    logits, draws = torch.randint(-2, 3, (ROWS, sized(5000, 70))).to(dtype), random_draws(ROWS)
+    logits, draws = torch.randint(-2, 3, (ROWS, sized(5000, 70))).to(dtype), random_draws(ROWS, 400)
     differ = sample(inside(logits), there(draws)).cpu() != twin.sample(logits, draws)
     assert differ.sum() <= 1
 
@@ -64,7 +54,7 @@ def test_rows_without_numbers_draw_nothing():
 
     never, nan = -torch.inf, torch.nan
     logits = torch.tensor([[never, never], [nan, never], [nan, 1.0], [0.0, torch.inf]]).repeat(4, 1)
-    tokens = sample(inside(logits), there(random_draws(16))).tolist()
+    tokens = sample(inside(logits), there(random_draws(16, 400))).tolist()
     assert tokens == [-1, -1, 1, 1] * 4
 
 

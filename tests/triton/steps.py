@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import torch
 
 from ramify.kernels.attention_options import PLAIN
+from ramify.kernels.reference.attention import paged_attention as reference
 from ramify.kernels.triton.attention import attend_items
 from ramify.kernels.triton.merge import merge_partials
 from ramify.kernels.triton.tile_table import default_tiles
@@ -69,6 +70,14 @@ def make_step(kinds, heads, kv_heads, head_dim, dtype, *, page=16, trunk=0, spli
         pools.append(pool.to(stored or dtype))
     q = torch.randn(len(positions), heads, head_dim, generator=generator).to(dtype)
     return Step(q, *pools, work)
+
+
+def assert_as_reference(out, step, options=PLAIN, near=None):
+    """`out` is what the reference gives for the step, which is on the CPU."""
+    oracle = step.run(reference, options)
+    assert not oracle.isnan().any()
+    near = near or TOLERANCE[step.q.dtype]
+    torch.testing.assert_close(out.cpu().float(), oracle.float(), atol=near, rtol=near)
 
 
 def in_large_tile(tile):

@@ -9,7 +9,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from steps import TOLERANCE, Step, make_step
+from steps import TOLERANCE, Step, assert_as_reference, make_step
 
 from ramify.kernels.attention_options import PLAIN, AttentionOptions
 from ramify.kernels.reference.attention import merge
@@ -32,10 +32,7 @@ SHAPES = [
 
 
 def assert_same(step, options=PLAIN):
-    mine, oracle = step.run(paged_attention, options), step.run(reference, options)
-    assert not oracle.isnan().any()
-    near = TOLERANCE[step.q.dtype]
-    torch.testing.assert_close(mine.float(), oracle.float(), atol=near, rtol=near)
+    assert_as_reference(step.run(paged_attention, options), step, options)
 
 
 @pytest.mark.parametrize(("heads", "kv_heads", "head_dim", "dtype"), SHAPES)

@@ -5,7 +5,7 @@ A descriptor brings whole tiles, also the slots that nobody owns: these hold NaN
 
 import pytest
 import torch
-from steps import TOLERANCE, in_large_tile, make_step
+from steps import TOLERANCE, assert_as_reference, in_large_tile, make_step
 
 from ramify.kernels.attention_options import PLAIN, AttentionOptions
 from ramify.kernels.reference.attention import paged_attention as reference
@@ -20,10 +20,7 @@ MIXED = [(1, 1), (33, 1), (5, 5), (80, 20), (130, 40), (16, 16)]
 def assert_same(step, options=PLAIN, *, near=None):
     _, _, page, head_dim = step.k_pool.shape
     assert can_describe(TILE, compute_capability(), page, head_dim)
-    mine, oracle = step.run(in_large_tile(TILE), options), step.run(reference, options)
-    assert not oracle.isnan().any()
-    near = near or TOLERANCE[step.q.dtype]
-    torch.testing.assert_close(mine.float(), oracle.float(), atol=near, rtol=near)
+    assert_as_reference(step.run(in_large_tile(TILE), options), step, options, near)
 
 
 @pytest.mark.parametrize("page", [16, 48])

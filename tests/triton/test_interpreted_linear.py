@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from guards import inside
 from shim import dot_by_rows
 from triton.runtime.interpreter import InterpreterBuilder
 
@@ -18,16 +19,9 @@ def _seeded():
     torch.manual_seed(0)
 
 
-def inside_nan(x):
-    """The same numbers with NaN before and after them."""
-    memory = torch.full((x.numel() + 512,), torch.nan, dtype=x.dtype)
-    memory[256:-256] = x.flatten()
-    return memory[256:-256].view(x.shape)
-
-
 def packed(out, width, dtype, bias):
-    numbers = inside_nan(torch.randn(out).to(dtype)) if bias else None
-    return PackedLinear(inside_nan(torch.randn(out, width).to(dtype)), numbers, width, out)
+    numbers = inside(torch.randn(out).to(dtype)) if bias else None
+    return PackedLinear(inside(torch.randn(out, width).to(dtype)), numbers, width, out)
 
 
 @pytest.mark.parametrize("dtype", TOLERANCE)
@@ -35,7 +29,7 @@ def packed(out, width, dtype, bias):
 @pytest.mark.parametrize(("rows", "width", "out"), [(1, 64, 40), (3, 200, 72), (70, 33, 130)])
 def test_the_numbers_of_its_twin(rows, width, out, bias, dtype):
     weights = packed(out, width, dtype, bias)
-    x = inside_nan(torch.randn(rows, width).to(dtype))
+    x = inside(torch.randn(rows, width).to(dtype))
     mine = linear(x, weights)
     for theirs in (twin.linear(x, weights), twin.linear_by_row(x, weights)):
         assert mine.dtype is theirs.dtype

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from guards import inside
 
 from ramify.kernels.reference import moe as twin
 from ramify.kernels.triton import moe
@@ -14,16 +15,10 @@ def _seeded():
     torch.manual_seed(0)
 
 
-def inside_nan(x):
-    memory = torch.full((x.numel() + 128,), torch.nan, dtype=x.dtype)
-    memory[64:-64] = x.flatten()
-    return memory[64:-64].view(x.shape)
-
-
 @pytest.mark.parametrize("renormalise", [False, True])
 @pytest.mark.parametrize(("tokens", "n_experts", "top"), [(1, 4, 1), (5, 6, 6), (600, 60, 4)])
 def test_routing(tokens, n_experts, top, renormalise):
-    logits = inside_nan(torch.randn(tokens, n_experts) * 2)
+    logits = inside(torch.randn(tokens, n_experts) * 2)
     logits[0, :4] = 1.0  # equals
     shares, experts = moe.route_experts(logits, top, renormalise)
     their_shares, their_experts = twin.route_experts(logits, top, renormalise)
@@ -54,9 +49,9 @@ def test_assignments_are_sorted_into_blocks_of_one_expert(tokens, n_experts, top
 def arguments(tokens, n_experts, top, channels, middle, dtype):
     shares, experts = twin.route_experts(torch.randn(tokens, n_experts), top, True)
     return (
-        inside_nan(torch.randn(tokens, channels).to(dtype)),
-        inside_nan(torch.randn(n_experts, 2 * middle, channels).to(dtype)),
-        inside_nan(torch.randn(n_experts, channels, middle).to(dtype)),
+        inside(torch.randn(tokens, channels).to(dtype)),
+        inside(torch.randn(n_experts, 2 * middle, channels).to(dtype)),
+        inside(torch.randn(n_experts, channels, middle).to(dtype)),
         shares,
         experts,
     )

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from guards import inside
 
 from ramify.kernels.quantised_linear import FP8, Fp8Blocks, Fp8Rows, Int4Linear
 from ramify.kernels.reference import quantised as twin
@@ -15,14 +16,6 @@ def _seeded():
     torch.manual_seed(0)
 
 
-def inside_nan(x):
-    """The same numbers with NaN (or, in bytes, 0x7f: NaN as e4m3) before and after them."""
-    memory = torch.empty(x.numel() + 512, dtype=x.dtype)
-    memory.view(torch.uint8).fill_(0x7F) if x.dtype.itemsize == 1 else memory.fill_(torch.nan)
-    memory[256:-256] = x.flatten()
-    return memory[256:-256].view(x.shape)
-
-
 def assert_near(mine, theirs):
     assert mine.dtype is theirs.dtype
     tolerance = TOLERANCE[theirs.dtype] * float(theirs.abs().max())
@@ -33,9 +26,9 @@ def int4(width, out, group, dtype, bias=True, order=None):
     groups = width // group
     return Int4Linear(
         torch.randint(-(2**31), 2**31, (width // 8, out)).int(),
-        inside_nan(torch.rand(groups, out).to(dtype)),
+        inside(torch.rand(groups, out).to(dtype)),
         torch.randint(0, 16, (groups, out)).to(torch.uint8),
-        inside_nan(torch.randn(out).to(dtype)) if bias else None,
+        inside(torch.randn(out).to(dtype)) if bias else None,
         order,
     )
 
@@ -46,7 +39,7 @@ def int4(width, out, group, dtype, bias=True, order=None):
 )
 def test_int4(rows, width, out, group, dtype):
     packed = int4(width, out, group, dtype)
-    x = inside_nan(torch.randn(rows, width).to(dtype))
+    x = inside(torch.randn(rows, width).to(dtype))
     assert_near(w4a16.linear_int4(x, packed), twin.linear_int4(x, packed))
 
 
@@ -78,7 +71,7 @@ def test_int4_with_many_rows_widens_the_weight(bias):
 @pytest.mark.parametrize("dtype", TOLERANCE)
 @pytest.mark.parametrize(("rows", "width"), [(1, 7), (3, 128), (2, 1100)])
 def test_activations_as_fp8(rows, width, dtype):
-    x = inside_nan((torch.randn(rows, width) * 3).to(dtype))
+    x = inside((torch.randn(rows, width) * 3).to(dtype))
     x[0] = 0
     for mine, theirs in ((fp8.quantise_rows, twin.quantise_rows),
                          (fp8.quantise_groups, twin.quantise_groups)):  # fmt: skip
@@ -90,10 +83,10 @@ def test_activations_as_fp8(rows, width, dtype):
 @pytest.mark.parametrize("dtype", TOLERANCE)
 @pytest.mark.parametrize(("rows", "width", "out"), [(1, 128, 16), (3, 200, 130), (17, 40, 33)])
 def test_fp8_blocks(rows, width, out, dtype):
-    weight = inside_nan(torch.randn(out, width).to(FP8))
+    weight = inside(torch.randn(out, width).to(FP8))
     scale = torch.rand(-(-out // 128), -(-width // 128)) + 0.5
     packed = Fp8Blocks(weight, scale, torch.randn(out).to(dtype))
-    x = inside_nan(torch.randn(rows, width).to(dtype))
+    x = inside(torch.randn(rows, width).to(dtype))
     assert_near(fp8.linear_fp8_blocks(x, packed), twin.linear_fp8_blocks(x, packed))
 
 

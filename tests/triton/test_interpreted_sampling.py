@@ -2,6 +2,8 @@
 
 import pytest
 import torch
+from guards import guarded, inside, untouched
+from random_draws import random_draws
 
 from ramify.kernels.drawing import Adjustments, Draws
 from ramify.kernels.reference import logits as twin_masks
@@ -17,41 +19,17 @@ def _seeded():
     torch.manual_seed(0)
 
 
-def inside_nan(x):
-    """The same numbers with NaN before and after them in memory, and that memory."""
-    memory = torch.full((x.numel() + 128,), torch.nan, dtype=x.dtype)
-    memory[64:-64] = x.flatten()
-    return memory[64:-64].view(x.shape), memory
-
-
-def assert_neighbours_untouched(memory):
-    assert memory[:64].isnan().all()
-    assert memory[-64:].isnan().all()
-
-
-def random_draws(rows):
-    """Draws of every kind: row i has the filters that the bits of i say; 0 and 8 have none."""
-    i = torch.arange(rows)
-    return Draws(
-        torch.where(i % 16 == 15, 0.0, torch.rand(rows) * 2 + 0.1),
-        torch.where(i & 1 > 0, torch.randint(1, 40, (rows,)), -1).int(),
-        torch.where(i & 2 > 0, torch.rand(rows).double(), 1.0),
-        torch.where(i & 4 > 0, torch.rand(rows) * 0.3, 0.0),
-        torch.rand(rows).double(),
-    )
-
-
 @pytest.mark.parametrize(("rows", "width"), [(16, 1), (16, 33), (16, 80)])
 def test_draws_are_those_of_the_twin(rows, width):
-    logits, _ = inside_nan(torch.randn(rows, width) * 3)
-    draws = random_draws(rows)
+    logits = inside(torch.randn(rows, width) * 3)
+    draws = random_draws(rows, 40)
     assert torch.equal(sample_in_blocks(logits, draws, 32), twin.sample(logits, draws))
 
 
 def test_many_equals_are_cut_and_drawn_by_id():
     """Few values, so that every threshold falls among tokens that share it."""
     logits = torch.randint(-2, 3, (16, 70)).float()
-    draws = random_draws(16)
+    draws = random_draws(16, 40)
     tokens = sample_in_blocks(logits, draws, 32)
     assert torch.equal(tokens, twin.sample(logits, draws))
 
@@ -60,7 +38,7 @@ def test_the_ends_of_the_unit_interval():
     logits = torch.randn(16, 50)
     logits[:, ::3] = NEVER
     logits[:, 1::3] = -200.0
-    draws = random_draws(16)
+    draws = random_draws(16, 40)
     for random in (0.0, 1 - 2**-53):
         draws.random.fill_(random)
         assert torch.equal(sample_in_blocks(logits, draws, 32), twin.sample(logits, draws))
@@ -78,21 +56,21 @@ def test_min_p_keeps_what_has_just_its_share():
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_narrow_logits_in_one_block(dtype):
-    logits, draws = torch.randn(8, 60).to(dtype), random_draws(8)
+    logits, draws = torch.randn(8, 60).to(dtype), random_draws(8, 40)
     assert torch.equal(sample(logits, draws), twin.sample(logits, draws))
 
 
 def test_rows_without_numbers_and_with_strange_ones():
     logits = torch.tensor([[NEVER, NEVER], [torch.nan, NEVER], [torch.nan, 1.0], [0.0, torch.inf]])
     logits = logits.repeat(4, 1)
-    draws = random_draws(16)
+    draws = random_draws(16, 40)
     tokens = sample(logits, draws)
     assert tokens.tolist() == [-1, -1, 1, 1] * 4
     assert torch.equal(tokens, twin.sample(logits, draws))
 
 
 def test_a_row_draws_the_same_in_any_batch():
-    logits, draws = torch.randn(8, 40), random_draws(8)
+    logits, draws = torch.randn(8, 40), random_draws(8, 40)
     together = sample_in_blocks(logits, draws, 32)
     for row in range(8):
         only = Draws(*(value[row : row + 1] for value in vars(draws).values()))
@@ -124,7 +102,7 @@ def random_adjustments(width):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
 @pytest.mark.parametrize("width", [33, 100, 4101])
 def test_adjusted_logits_are_those_of_the_twin(width, dtype):
-    logits, memory = inside_nan((torch.randn(5, width) * 4).to(dtype))
+    logits, memory = guarded((torch.randn(5, width) * 4).to(dtype))
     theirs, before, wants = logits.clone(), logits.clone(), random_adjustments(width)
     mine_logits.adjust_logits(logits, wants)
     twin.adjust_logits(theirs, wants)
@@ -132,24 +110,24 @@ def test_adjusted_logits_are_those_of_the_twin(width, dtype):
     tolerance = {torch.float32: 1e-6, torch.float16: 2e-3, torch.bfloat16: 1.6e-2}[dtype]
     torch.testing.assert_close(logits, theirs, rtol=tolerance, atol=tolerance)
     assert torch.equal(logits[3], before[3]), "this row wants nothing"
-    assert_neighbours_untouched(memory)
+    assert untouched(memory)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize(("width", "words"), [(31, 1), (100, 4), (100, 1), (40, 5), (64, 0)])
 def test_masks_are_those_of_the_twin(width, words, dtype):
-    logits, memory = inside_nan(torch.randn(4, width).to(dtype))
+    logits, memory = guarded(torch.randn(4, width).to(dtype))
     theirs = logits.clone()
     rows, mask = torch.tensor([3, 0]), torch.randint(-(2**31), 2**31, (2, words)).int()
     mine_logits.mask_logits(logits, rows, mask)
     twin_masks.mask_logits(theirs, rows, mask)
     assert torch.equal(logits, theirs)
-    assert_neighbours_untouched(memory)
+    assert untouched(memory)
 
 
 def test_rows_outside_the_logits_are_left_alone():
-    logits, memory = inside_nan(torch.zeros(2, 64))
+    logits, memory = guarded(torch.zeros(2, 64))
     zeros = torch.zeros(2, 2, dtype=torch.int32)
     mine_logits.mask_logits(logits, torch.tensor([2, -1]), zeros)
     assert (logits == 0).all()
-    assert_neighbours_untouched(memory)
+    assert untouched(memory)
