@@ -60,6 +60,17 @@ def test_every_key_is_read_once_and_from_its_page(seed):
             assert sorted(read[run.first_row + i]) == expected
 
 
+@pytest.mark.parametrize(
+    ("n_keys", "page_size", "cut"),
+    [(257, 64, {"programs": 3}), (513, 16, {"min_items": 4})],
+)
+def test_a_rest_of_a_single_key_is_not_lost(n_keys, page_size, cut):
+    runs = [QueryRun(0, 1, n_keys - 1, tuple(range(40)))]
+    plan = plan_items(runs, page_size, **cut)
+    assert [item[4] for item in plan.items][-1] == 1
+    assert sorted(p for p, _ in keys_read(plan, runs, page_size)[0]) == list(range(n_keys))
+
+
 @pytest.mark.parametrize("seed", range(50))
 def test_partials_are_numbered_without_gaps_and_only_where_needed(seed):
     rng = random.Random(seed)
