@@ -7,7 +7,7 @@ Nothing is lost but the markers, and white space in front of `begin`.
 """
 
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import AnyStr, NamedTuple
 
 MAX_LEAD = 32  # characters of white space in front of `begin`; behind more of it there is none
 
@@ -95,7 +95,7 @@ class Splitter:
         end = self._markers.end
         at = self._held.find(end)
         if at < 0:
-            return Parts(self._take(len(self._held) - _begun_at_end(self._held, end)))
+            return Parts(self._take(len(self._held) - begun_at_end(self._held, end)))
         self._inside = False
         reasoning = self._take(at)
         self._take(len(end))
@@ -112,7 +112,7 @@ def split(text: str, markers: Markers, *, inside: bool) -> Parts:
     return splitter.push(text).with_more(splitter.finish())
 
 
-def _begun_at_end(text: str, marker: str) -> int:
-    """How many characters at the end of a text may be the first ones of a marker."""
+def begun_at_end(text: AnyStr, marker: AnyStr) -> int:
+    """How many characters, or bytes, at the end of a text may be the first ones of a marker."""
     longest = min(len(text), len(marker) - 1)
     return next((n for n in range(longest, 0, -1) if text.endswith(marker[:n])), 0)

@@ -5,6 +5,7 @@ The engine is scripted, so that it does all of this on demand; processes, limits
 
 import importlib.util
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -114,6 +115,21 @@ def test_a_ticket_is_given_at_once_and_ready_later(make):
     settle(manager, ticket)
     assert (ticket.state, ticket.grammar.text, ticket.error) == ("ready", "sleep:0.2", None)
     assert manager.pending == 0
+
+
+def test_a_process_with_many_open_files_compiles_too(make):
+    """The child's socket may have a number over those that every way to wait takes."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if hard != resource.RLIM_INFINITY and hard < 1500:
+        pytest.skip("no 1,500 files may be open here")
+    resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, 1500), hard))
+    held = [os.open(os.devnull, os.O_RDONLY) for _ in range(1100)]
+    try:
+        assert compiled(make(), "good").state == "ready"
+    finally:
+        for number in held:
+            os.close(number)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
 
 def test_who_comes_later_finds_it_ready(make, tmp_path):

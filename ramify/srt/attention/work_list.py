@@ -67,7 +67,7 @@ class Items:
 
 
 @dataclass(frozen=True, slots=True)
-class _Piece:
+class Piece:
     """Queries of some runs against keys key_begin .. key_end - 1, in the pages of the first run."""
 
     members: tuple[int, ...]  # indices of runs
@@ -78,10 +78,10 @@ class _Piece:
     def n_keys(self) -> int:
         return self.key_end - self.key_begin
 
-    def parts(self, step: int) -> Iterator["_Piece"]:
+    def parts(self, step: int) -> Iterator["Piece"]:
         """The piece in parts of `step` keys and a rest."""
         for begin in range(self.key_begin, self.key_end, step):
-            yield _Piece(self.members, begin, min(begin + step, self.key_end))
+            yield Piece(self.members, begin, min(begin + step, self.key_end))
 
 
 def plan_items(
@@ -92,7 +92,20 @@ def plan_items(
     min_items: int = 1,
     programs: int = 0,
 ) -> Items:
-    """The items of a step. If they are few, long key runs are cut until about min_items result.
+    """The items of a step: `plan_pieces`, laid out."""
+    pieces = plan_pieces(runs, page_size, share=share, min_items=min_items, programs=programs)
+    return _lay_out(runs, pieces, page_size)
+
+
+def plan_pieces(
+    runs: Sequence[QueryRun],
+    page_size: int,
+    *,
+    share: bool = True,
+    min_items: int = 1,
+    programs: int = 0,
+) -> list[Piece]:
+    """What is read together. If that is few, long key runs are cut until about min_items result.
 
     With `programs` they are cut so that as many, running at once, are done at about the same time.
     """
@@ -100,13 +113,13 @@ def plan_items(
     pieces = (
         list(_branches(runs, tuple(order), 0, 0, page_size))
         if share and len(runs) > 1
-        else [_Piece((i,), 0, _end(runs[i])) for i in order]
+        else [Piece((i,), 0, _end(runs[i])) for i in order]
     )
     if programs:
         pieces = list(_balanced(runs, pieces, programs, page_size))
     elif len(pieces) < min_items:
         pieces = [part for piece in pieces for part in _cut(runs, piece, min_items, page_size)]
-    return _lay_out(runs, pieces, page_size)
+    return pieces
 
 
 def _end(run: QueryRun) -> int:
@@ -115,17 +128,17 @@ def _end(run: QueryRun) -> int:
 
 def _branches(
     runs: Sequence[QueryRun], members: tuple[int, ...], begin: int, at: int, page_size: int
-) -> Iterator[_Piece]:
+) -> Iterator[Piece]:
     """Pieces for `members`, whose sorted tables agree before page `at`, from page `begin` on."""
     for group in _by_page(runs, members, at, page_size):
         if len(group) == 1:
-            yield _Piece(group, begin * page_size, _end(runs[group[0]]))
+            yield Piece(group, begin * page_size, _end(runs[group[0]]))
             continue
         # sorted tables: what the first and the last have in common, all have in common
         least = min(runs[i].start // page_size for i in group)
         end = _common(runs[group[0]].pages, runs[group[-1]].pages, at, least)
         if (end - begin) * page_size >= MIN_SHARED_TOKENS:
-            yield _Piece(group, begin * page_size, end * page_size)
+            yield Piece(group, begin * page_size, end * page_size)
             yield from _branches(runs, group, end, end, page_size)
         else:  # too short by itself; a part of the group may agree on more
             yield from _branches(runs, group, begin, end, page_size)
@@ -151,9 +164,7 @@ def _common(a: tuple[int, ...], b: tuple[int, ...], begin: int, end: int) -> int
     return next(k for k in range(begin, end) if a[k] != b[k])
 
 
-def _cut(
-    runs: Sequence[QueryRun], piece: _Piece, min_items: int, page_size: int
-) -> Iterator[_Piece]:
+def _cut(runs: Sequence[QueryRun], piece: Piece, min_items: int, page_size: int) -> Iterator[Piece]:
     """The piece in parts of whole pages, if it has few rows: kernels divide many themselves."""
     if _n_rows(runs, piece) > MAX_SPLIT_ROWS:
         yield piece
@@ -163,8 +174,8 @@ def _cut(
 
 
 def _balanced(
-    runs: Sequence[QueryRun], pieces: Sequence[_Piece], programs: int, page_size: int
-) -> Iterator[_Piece]:
+    runs: Sequence[QueryRun], pieces: Sequence[Piece], programs: int, page_size: int
+) -> Iterator[Piece]:
     """The pieces in parts of whole pages, each in equal ones, as the module docstring says."""
     rows = [_n_rows(runs, piece) for piece in pieces]
     few_work = many_work = 0
@@ -191,7 +202,7 @@ def room_for_parts(programs: int) -> tuple[int, int]:
     return programs + many, FEW_ROWS * programs + TILE_ROWS * many
 
 
-def _n_rows(runs: Sequence[QueryRun], piece: _Piece) -> int:
+def _n_rows(runs: Sequence[QueryRun], piece: Piece) -> int:
     return sum(runs[i].n_rows for i in piece.members)
 
 
@@ -204,11 +215,17 @@ def _whole_pages(keys: int, page_size: int) -> int:
     return _ceil_div(keys, page_size) * page_size
 
 
-def _lay_out(runs: Sequence[QueryRun], pieces: list[_Piece], page_size: int) -> Items:
-    uses = [0] * len(runs)
+def times_used(pieces: Sequence[Piece], n_runs: int) -> list[int]:
+    """In how many pieces each run is: the results of those in one alone need no merge."""
+    uses = [0] * n_runs
     for piece in pieces:
         for i in piece.members:
             uses[i] += 1
+    return uses
+
+
+def _lay_out(runs: Sequence[QueryRun], pieces: list[Piece], page_size: int) -> Items:
+    uses = times_used(pieces, len(runs))
     items: list[Item] = []
     rows: list[int] = []
     pages: list[int] = []

@@ -121,10 +121,12 @@ class ChildProcess:
 
     def _await(self, ends: float) -> None:
         """Return when there is something to read. Raises TimeoutError at the time `ends`."""
+        answer = select.poll()  # `select` takes no descriptor from 1024 on
+        answer.register(self._end, select.POLLIN)
         wait_s = FREE_S
         while True:
             used = time.process_time()
-            if select.select([self._end], [], [], wait_s)[0]:
+            if answer.poll(wait_s * 1e3):
                 return
             if time.monotonic() >= ends:
                 raise TimeoutError

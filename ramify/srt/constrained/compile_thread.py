@@ -1,7 +1,7 @@
 """The thread that compiles: in the child first, then, what has passed, in this process.
 
     engine's thread   submit ----> todo ---.                          .---> done
-    this thread                             '-> child says yes -> compile-'
+    this thread                             '-> child says yes -> build --'
                                                 child says no, or was killed -> the error
 
 What the child has checked and built once is built here by native code, which lets go of the

@@ -59,7 +59,6 @@ class _Tokens:
         self.eos_token_id = vocabulary.end_ids[0]
         self.tokens = [piece or b"<%d>" % i for i, piece in enumerate(vocabulary.pieces)]
         self.special_token_ids = [i for i, piece in enumerate(vocabulary.pieces) if not piece]
-
         self._write = lru_cache(WRITTEN)(vocabulary.write)
 
     def __call__(self, text: str) -> list[int]:

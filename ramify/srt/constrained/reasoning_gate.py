@@ -16,6 +16,7 @@ import numpy as np
 
 from ramify.srt.constrained.base import CompiledGrammar, Matcher, Row
 from ramify.srt.constrained.vocabulary import Vocabulary
+from ramify.srt.reasoning import begun_at_end
 
 
 class EndMarker:
@@ -51,8 +52,7 @@ class EndMarker:
         at = text.find(self._marker)
         if at >= 0:
             return len(self) if at + len(self) == len(text) else None
-        longest = min(len(text), len(self) - 1)
-        return next((n for n in range(longest, 0, -1) if text.endswith(self._marker[:n])), 0)
+        return begun_at_end(text, self._marker)
 
     def row(self, begun: int) -> Row:
         """Which tokens may come; read-only."""

@@ -13,14 +13,20 @@ Pure: integers, tuples and one array.
 """
 
 from bisect import bisect_left
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import accumulate, chain
 
 import numpy as np
 import numpy.typing as npt
 
-from ramify.srt.attention.work_list import QueryRun, plan_items, room_for_parts
+from ramify.srt.attention.work_list import (
+    Piece,
+    QueryRun,
+    plan_pieces,
+    room_for_parts,
+    times_used,
+)
 
 DIRECT = -1
 ITEM_WORDS = 6
@@ -87,13 +93,6 @@ class DecodeRow:
 
 
 @dataclass(frozen=True, slots=True)
-class _Piece:
-    members: tuple[int, ...]  # indices into the batch
-    key_begin: int
-    key_count: int
-
-
-@dataclass(frozen=True, slots=True)
 class Tables:
     """What the device's page tables look like: `width` pages a row, the spare row last."""
 
@@ -105,7 +104,7 @@ class Tables:
 def spare_block(room: Layout, tables: Tables) -> Words:
     """The block of a step without rows, for a recording to be made with."""
     spares = [DecodeRow(tables.spare, 0, ())] * room.bucket
-    pieces = [_Piece((i,), 0, 1) for i in range(room.bucket)]
+    pieces = [Piece((i,), 0, 1) for i in range(room.bucket)]
     return _lay_out(spares, pieces, room, tables)
 
 
@@ -118,35 +117,22 @@ def decode_block(
     Without sharing and `n_pieces` every row is one item.
     """
     spares = [DecodeRow(tables.spare, 0, ())] * (bucket - len(rows))
-    for may_share, pieces_wanted in ((share, n_pieces), (share, 0), (False, n_pieces)):
-        pieces = list(_pieces(rows, tables, may_share, pieces_wanted))
+    runs = [QueryRun(i, 1, row.position, row.pages) for i, row in enumerate(rows)]
+    for may_share, programs in ((share, n_pieces), (share, 0), (False, n_pieces)):
+        pieces = plan_pieces(runs, tables.page_size, share=may_share, programs=programs)
         shared = any(len(piece.members) > 1 for piece in pieces)
         room = layout(bucket, n_pieces, shared=shared)
         entries = sum(len(piece.members) for piece in pieces) + len(spares)
         if len(pieces) + len(spares) <= room.items and entries <= room.entries:
             break
-    pieces += [_Piece((len(rows) + i,), 0, 1) for i in range(len(spares))]
+    pieces += [Piece((len(rows) + i,), 0, 1) for i in range(len(spares))]
     return shared, _lay_out([*rows, *spares], pieces, room, tables)
 
 
-def _pieces(
-    rows: Sequence[DecodeRow], tables: Tables, share: bool, n_pieces: int
-) -> Iterator[_Piece]:
-    """Items of the rows: whole, or with `n_pieces` cut for as many programs at once."""
-    runs = [QueryRun(i, 1, row.position, row.pages) for i, row in enumerate(rows)]
-    planned = plan_items(runs, tables.page_size, share=share, programs=n_pieces)
-    for row_begin, row_count, _, key_begin, key_count, _ in planned.items:
-        members = tuple(planned.rows[row_begin : row_begin + row_count])
-        yield _Piece(members, key_begin, key_count)
-
-
 def _lay_out(
-    rows: Sequence[DecodeRow], pieces: Sequence[_Piece], room: Layout, tables: Tables
+    rows: Sequence[DecodeRow], pieces: Sequence[Piece], room: Layout, tables: Tables
 ) -> Words:
-    uses = [0] * len(rows)
-    for piece in pieces:
-        for i in piece.members:
-            uses[i] += 1
+    uses = times_used(pieces, len(rows))
     items: list[int] = []
     entries: list[int] = []
     partials: list[list[int]] = [[] for _ in rows]
@@ -154,8 +140,8 @@ def _lay_out(
     for piece in pieces:
         first = rows[piece.members[0]]
         page_begin = first.row * tables.width + piece.key_begin // tables.page_size
-        keys = piece.key_count
-        if piece.key_begin + keys == first.position + 1:  # its last one, as no trunk ends there
+        keys = piece.n_keys
+        if piece.key_end == first.position + 1:  # its last one, as no trunk ends there
             keys = tables.width * tables.page_size - piece.key_begin
         direct = uses[piece.members[0]] == 1
         items += (len(entries), len(piece.members), page_begin, piece.key_begin, keys,
