@@ -42,6 +42,7 @@ class Matcher:
 @dataclass
 class Grammar:
     text: str
+    vocabulary: object
     nbytes: int = 1000
     unenforced: tuple[str, ...] = ()
     held: object = None
@@ -56,6 +57,9 @@ def deep(n: int) -> int:
 
 class ScriptedEngine:
     name = "scripted"
+
+    def __init__(self, vocabulary):
+        self.vocabulary = vocabulary
 
     def prepare(self, spec):
         return Prepared(spec.kind, spec.text)
@@ -86,12 +90,14 @@ class ScriptedEngine:
         elif verb == "panic_in" and os.getpid() == int(argument):
             raise Panic
         elif verb == "hold":
-            return Grammar(prepared.text, held=ctypes.create_string_buffer(int(argument)))
-        return Grammar(prepared.text)
+            return Grammar(
+                prepared.text, self.vocabulary, held=ctypes.create_string_buffer(int(argument))
+            )
+        return Grammar(prepared.text, self.vocabulary)
 
 
 def load(name: str, vocabulary) -> ScriptedEngine:
     assert vocabulary.size == 1001
     if name == "another":
         raise ConfigError(f"no engine is called {name}")
-    return ScriptedEngine()
+    return ScriptedEngine(vocabulary)

@@ -1,13 +1,14 @@
 """A mask that takes long holds up every request of the batch: its own request has to go."""
 
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import pytest
 
 from ramify.srt.constrained.base import GrammarError
 from ramify.srt.constrained.guard import REHEARSED, Guarded, rehearse
+from ramify.srt.constrained.vocabulary import Vocabulary
 
 SIZE = 64
 ROW = np.zeros(2, np.int32)
@@ -47,6 +48,7 @@ class Matcher:
 @dataclass
 class Grammar:
     matcher: Matcher
+    vocabulary: Vocabulary = field(default_factory=lambda: Vocabulary((b"a",) * SIZE, end_ids=(0,)))
 
     def new_matcher(self) -> Matcher:
         return self.matcher
@@ -104,7 +106,7 @@ def test_a_fork_has_no_new_allowance():
 
 def test_a_rehearsal_follows_allowed_tokens_over_the_whole_vocabulary():
     grammar = Grammar(Matcher())
-    rehearse(grammar, SIZE)
+    rehearse(grammar)
     assert len(set(grammar.matcher.accepted)) == REHEARSED
     assert min(grammar.matcher.accepted) < SIZE / 4
     assert max(grammar.matcher.accepted) > SIZE * 3 / 4
@@ -112,12 +114,12 @@ def test_a_rehearsal_follows_allowed_tokens_over_the_whole_vocabulary():
 
 def test_a_rehearsal_ends_with_the_output():
     grammar = Grammar(Matcher(finished_at=2))
-    rehearse(grammar, SIZE)
+    rehearse(grammar)
     assert len(grammar.matcher.accepted) == 2
 
 
 @pytest.mark.parametrize("slow", [{"fill_s": 0.01}, {"accept_s": 0.01}])
 def test_a_rehearsal_finds_what_is_slow(slow):
     with pytest.raises(GrammarError) as caught:
-        rehearse(Grammar(Matcher(**slow)), SIZE, limit_s=0.03)
+        rehearse(Grammar(Matcher(**slow)), limit_s=0.03)
     assert caught.value.code == "grammar_timeout"

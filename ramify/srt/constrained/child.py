@@ -48,13 +48,13 @@ def main() -> int:
             return 0
         # The signal's default action ends the process even inside an engine that never returns.
         signal.setitimer(signal.ITIMER_REAL, job.timeout_s + GRACE_S)
-        verdict = judge(backend, job.spec, opening)
+        verdict = judge(backend, job.spec, opening.grammar_bytes)
         signal.setitimer(signal.ITIMER_REAL, 0)
         worn = address_space() > worn_bytes
         wire.send(end, msgspec.structs.replace(verdict, worn=worn))
 
 
-def judge(backend: GrammarBackend, spec: GrammarSpec, opening: wire.Open) -> wire.Verdict:
+def judge(backend: GrammarBackend, spec: GrammarSpec, most_bytes: int) -> wire.Verdict:
     """Compile a grammar and rehearse its first tokens: what came of it, and how much memory it
     holds."""
     try:
@@ -62,7 +62,7 @@ def judge(backend: GrammarBackend, spec: GrammarSpec, opening: wire.Open) -> wir
         before = bytes_in_use()
         grammar = backend.build(prepared)
         held = max(bytes_in_use() - before, grammar.nbytes)
-        rehearse(grammar, opening.source.vocab_size)
+        rehearse(grammar)
     except GrammarError as error:
         return _refused(error.code, error.message)
     except (MemoryError, RecursionError):
@@ -70,7 +70,7 @@ def judge(backend: GrammarBackend, spec: GrammarSpec, opening: wire.Open) -> wir
     except Exception:
         logger.exception("an engine failed on a grammar")
         return _refused("invalid_grammar", "the grammar cannot be compiled")
-    if held > opening.grammar_bytes:
+    if held > most_bytes:
         return _refused(*TOO_LARGE)
     return wire.Verdict(prepared, held_bytes=held)
 

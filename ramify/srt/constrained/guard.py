@@ -11,7 +11,7 @@ import time
 
 import numpy as np
 
-from ramify.srt.constrained.base import CompiledGrammar, GrammarError, Matcher, Row, words
+from ramify.srt.constrained.base import CompiledGrammar, GrammarError, Matcher, Row
 
 REHEARSED = 8  # tokens
 REHEARSAL_S = 0.1
@@ -66,13 +66,13 @@ class Guarded:
         return other
 
 
-def rehearse(grammar: CompiledGrammar, vocab_size: int, limit_s: float = REHEARSAL_S) -> None:
+def rehearse(grammar: CompiledGrammar, limit_s: float = REHEARSAL_S) -> None:
     """Follow some output for a few tokens. Raises GrammarError grammar_timeout when that is slow.
 
     The tokens are spread over what is allowed, so that the way leads into the grammar's parts.
     """
     matcher = Guarded(grammar.new_matcher(), limit_s, 0.0)
-    row = np.zeros(words(vocab_size), np.int32)
+    row = grammar.vocabulary.new_row()
     for n in range(REHEARSED):
         if matcher.is_finished() or not matcher.fill(row):
             return
